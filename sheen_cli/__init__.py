@@ -1,0 +1,43 @@
+"""sheen: fine-tune speech language models. The names below are the public interface; they load on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sheen_cli.errors import SheenError as SheenError
+    from sheen_cli.hookspecs import hookimpl as hookimpl
+    from sheen_cli.recipe import Recipe as Recipe
+    from sheen_cli.recipe import Section as Section
+    from sheen_cli.training import Group as Group
+    from sheen_cli.training import Run as Run
+    from sheen_cli.types import Audio as Audio
+    from sheen_cli.types import BackboneSpec as BackboneSpec
+    from sheen_cli.types import Batch as Batch
+    from sheen_cli.types import Clip as Clip
+    from sheen_cli.types import Entry as Entry
+    from sheen_cli.types import Loss as Loss
+    from sheen_cli.types import Request as Request
+    from sheen_cli.types import Row as Row
+    from sheen_cli.types import Skip as Skip
+    from sheen_cli.types import Term as Term
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "SheenError": "errors",
+    "hookimpl": "hookspecs",
+    "Recipe": "recipe",
+    "Section": "recipe",
+    "Group": "training",
+    "Run": "training",
+    **dict.fromkeys(
+        ("Audio", "BackboneSpec", "Batch", "Clip", "Entry", "Loss", "Request", "Row", "Skip", "Term"), "types"
+    ),
+}
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sheen_cli' has no attribute {name!r}")
+    return getattr(import_module(f"sheen_cli.{_HOME[name]}"), name)

@@ -1,0 +1,221 @@
+"""The command line: one short function a command. Heavy imports live inside the functions, so that help is quick."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sheen_cli import __version__, console
+from sheen_cli.errors import SheenError
+
+
+class Commands(TyperGroup):
+    """The group that turns a SheenError of any command into one line and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SheenError as error:
+            console.say(f"error: {error}")
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            console.say("stopped")
+            ctx.exit(130)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Fine-tune speech language models: prepare data, train, speak, look inside.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="The recipes that --recipe can name.", no_args_is_help=True, rich_markup_mode=None)
+plugins_app = typer.Typer(help="The installed backbones.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(plugins_app, name="plugins")
+
+DEFAULT = "demo"  # the recipe where none is named
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or YAML file.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe settings, as train.max_steps=100.")]
+Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result as JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace what is there.")]
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        console.result(f"sheen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    show: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    data: Annotated[Path, typer.Option(help="The prepared data's folder.")] = Path("data/demo"),
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Train so many steps instead of some minutes.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """The whole job offline on a CPU, in minutes: prepare, info, train, synth on the embedded default."""
+    from sheen_cli.demo import run
+
+    report = run(out, data, max_steps, overwrite, settings or [])
+    if as_json:
+        console.result(json.dumps(report))
+
+
+@app.command()
+def prepare(
+    settings: Settings = None,
+    dataset: Annotated[str | None, typer.Option(help="A folder with metadata.csv, a .jsonl, or an embedded data set.")] = None,
+    recipe: RecipeName = None,
+    out: Annotated[Path, typer.Option(help="Where the rows go.")] = Path("data"),
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Read no more good clips than this.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a data set into training rows; bad clips are named in rejected.jsonl and left out."""
+    from sheen_cli.backbones import resolve
+    from sheen_cli.prepare import prepare as run
+    from sheen_cli.prepare import tally
+
+    flags = flagged({"data.dataset": dataset, "data.max_samples": max_samples})
+    manifest = run(*resolve(recipe or DEFAULT, flags + (settings or [])), out, overwrite)
+    if as_json:
+        return console.result(json.dumps(manifest))
+    for name, facts in manifest["splits"].items():
+        console.result(f"{out / name}.jsonl  {facts['rows']} rows, {facts['hours']:.3f} h")
+    refused = sum(manifest["rejected"].values())
+    console.result(f"{manifest['read']} read, {refused} rejected" + (f" ({tally(manifest['rejected'])}), see {out}/rejected.jsonl" if refused else ""))
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A .jsonl, a data folder, a run or a checkpoint.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a rows file, a data folder, a run or a checkpoint holds."""
+    from sheen_cli.info import describe, lines
+
+    facts = describe(path)
+    console.result(json.dumps(facts) if as_json else "\n".join(lines(facts)))
+
+
+@app.command()
+def train(
+    settings: Settings = None,
+    recipe: RecipeName = None,
+    data: Annotated[Path, typer.Option(help="A prepared data folder.")] = Path("data"),
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE by default.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one forward pass.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the run's newest checkpoint.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train by a recipe on prepared data; leaves checkpoints, `best` and `last` in the run's folder."""
+    from sheen_cli import jobs
+    from sheen_cli.backbones import load, resolve
+    from sheen_cli.info import describe
+    from sheen_cli.rows import manifest
+
+    if recipe is None:
+        recipe = load(manifest(data)["backbone"]).spec.recipe
+        console.say(f"no recipe was named; '{recipe}' fits the data")
+    flags = {"max_steps": max_steps, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
+    resolved, backbone = resolve(recipe, flagged({f"train.{key}": value for key, value in flags.items()}) + (settings or []))
+    out = out or Path("runs") / Path(recipe).stem
+    best = jobs.train(resolved, backbone, data, out, resume)
+    facts = describe(out)
+    console.result(json.dumps(facts) if as_json else f"{best} -> {facts['best']}, last is {facts['last']}")
+
+
+@app.command()
+def synth(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint or run; the newest run's best by default.")] = None,
+    text: Annotated[str | None, typer.Option(help="What to say.")] = None,
+    text_file: Annotated[Path | None, typer.Option(help="A file with a sentence a line.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The WAV file; numbered for several sentences.")] = Path("out.wav"),
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0.1, help="The longest that a sentence may take.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Speak with a checkpoint; without --text, a sentence for each line of standard input."""
+    from sheen_cli import synthesis
+    from sheen_cli.types import Request
+
+    piped = None if text is not None or text_file is not None or sys.stdin.isatty() else sys.stdin.read()
+    sentences = synthesis.texts(text, text_file, piped)
+    voice = synthesis.Voice(checkpoint or synthesis.newest_run(Path("runs")))
+    defaults = voice.recipe.synth
+    seed = defaults.seed if seed is None else seed
+    limit = defaults.max_seconds if max_seconds is None else max_seconds
+    requests = [Request(sentence, seed, limit) for sentence in sentences]
+    report = synthesis.write(voice, requests, synthesis.numbered(out, len(requests)))
+    for facts in report:
+        console.result(json.dumps(facts) if as_json else synthesis.line(facts))
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: Json = False) -> None:
+    """Name every recipe, with its backbone and purpose."""
+    from sheen_cli.recipe import shipped
+
+    found = [(recipe.name, recipe.backbone, recipe.about) for recipe in shipped()]
+    if as_json:
+        keys = ("name", "backbone", "about")
+        return console.result(json.dumps([dict(zip(keys, row, strict=True)) for row in found]))
+    console.result("\n".join(console.columns(found)))
+
+
+@recipes_app.command("show")
+def recipes_show(name: str, settings: Settings = None, as_json: Json = False) -> None:
+    """Print a recipe with all its defaults and settings resolved, as YAML that --recipe reads."""
+    from sheen_cli.backbones import resolve
+    from sheen_cli.recipe import dump, find
+
+    recipe, _ = resolve(name, settings or [])
+    if as_json:
+        return console.result(recipe.model_dump_json())
+    header = [line for line in find(name).read_text("utf-8").splitlines() if line.startswith("#")]
+    console.result("\n".join([*header, dump(recipe).rstrip()]))
+
+
+@plugins_app.command("list")
+def plugins_list(as_json: Json = False) -> None:
+    """Name every installed backbone, and what is wrong with those that cannot be loaded."""
+    from dataclasses import asdict
+
+    from sheen_cli.backbones import listing
+
+    found = listing()
+    if as_json:
+        return console.result(json.dumps([asdict(row) for row in found]))
+    console.result("\n".join(console.columns((row.name, f"{row.distribution} {row.version}", row.error or "ok") for row in found)))
+
+
+def flagged(values: dict[str, Any]) -> list[str]:
+    """Flags that were given, as recipe settings."""
+    return [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

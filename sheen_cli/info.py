@@ -1,0 +1,125 @@
+"""What `sheen info` says of a rows file, a data folder, a run or a checkpoint."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sheen_cli import checkpoints, rows
+from sheen_cli.errors import SheenError
+from sheen_cli.recipe import read
+from sheen_cli.rows import Rows
+
+FIELDS = ("language", "speaker", "gender", "age_range", "phase")  # counted where rows have them
+SHOWN = 8  # values named of a counted field
+PERCENTILES = (0, 5, 50, 95, 100)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about what lies at `path`. Raises SheenError where sheen knows no such thing."""
+    if path.is_file() and path.suffix == ".jsonl":
+        return {"kind": "rows", "path": str(path), **describe_rows(path)}
+    if (path / rows.MANIFEST).is_file():
+        return {"kind": "data", "path": str(path), **describe_data(path)}
+    if (path / checkpoints.MANIFEST).is_file():
+        return {"kind": "checkpoint", "path": str(path), **describe_checkpoint(path)}
+    if (path / "run.json").is_file():
+        return {"kind": "run", "path": str(path), **describe_run(path)}
+    if not path.exists():
+        raise SheenError(f"nothing at {path}")
+    raise SheenError(f"{path} is neither a .jsonl file, a prepared data folder, a run nor a checkpoint")
+
+
+def describe_rows(path: Path) -> dict[str, Any]:
+    table = Rows(path)
+    counts: dict[str, Counter[str]] = {field: Counter() for field in FIELDS}
+    characters, frames, books = [], [], list[tuple[int, int]]()
+    for row in table:
+        for field in FIELDS:
+            if field in row:
+                counts[field][str(row[field]) if row[field] is not None else "unknown"] += 1
+        characters.append(len(str(row.get("text", ""))))
+        if codes := row.get("audio_codes"):
+            array = np.asarray(codes)
+            frames.append(len(array))
+            ends = list(zip(array.min(0).tolist(), array.max(0).tolist(), strict=True))
+            books = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(books or ends, ends, strict=True)]
+    return {
+        "rows": len(table),
+        "hours": round(float(table.seconds.sum(dtype=np.float64)) / 3600, 4),
+        "seconds": spread(table.seconds.tolist()),
+        "characters": spread(characters),
+        "frames": spread(frames),
+        "code_ranges": books,
+        **{field: dict(counter.most_common()) for field, counter in counts.items() if counter},
+    }
+
+
+def spread(values: list[float]) -> dict[str, float] | None:
+    """Percentiles of the values, rounded; None for no values."""
+    if not values:
+        return None
+    return {f"p{p}": round(float(value), 2) for p, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
+
+
+def describe_data(path: Path) -> dict[str, Any]:
+    manifest = rows.manifest(path)
+    files = {name: describe_rows(path / f"{name}.jsonl") for name in manifest["splits"]}
+    keys = ("backbone", "sample_rate", "frame_rate", "codebooks", "read", "rejected")
+    return {"dataset": manifest["made_from"]["data"]["dataset"], **{key: manifest[key] for key in keys}, "splits": files}
+
+
+def describe_run(path: Path) -> dict[str, Any]:
+    folders = checkpoints.listed(path)
+    log = path / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.is_file() else []
+    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    return {
+        "backbone": read(path / "recipe.yaml")["backbone"],
+        "checkpoints": [folder.name for folder in folders],
+        "best": (path / "best").readlink().name if (path / "best").is_symlink() else None,
+        "last": (path / "last").readlink().name if (path / "last").is_symlink() else None,
+        "validation_loss": losses,
+        "versions": json.loads((path / "run.json").read_text("utf-8"))["versions"],
+    }
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    problem = checkpoints.check(path)
+    manifest = json.loads((path / checkpoints.MANIFEST).read_text("utf-8"))
+    progress = path / checkpoints.STATE / "progress.json"
+    return {
+        "backbone": manifest["backbone"],
+        "whole": problem is None,
+        "problem": problem,
+        "bytes": sum(file["bytes"] for file in manifest["files"].values()),
+        "files": list(manifest["files"]),
+        "progress": json.loads(progress.read_text("utf-8")) if progress.is_file() else None,
+    }
+
+
+def lines(facts: dict[str, Any], indent: str = "") -> list[str]:
+    """The facts as aligned `name  value` lines; nested ones are indented."""
+    width = max((len(name) for name, value in facts.items() if not nested(value)), default=0)
+    text = []
+    for name, value in facts.items():
+        if nested(value):
+            text += [f"{indent}{name}", *lines(value, indent + "  ")]
+        elif value not in (None, [], {}):
+            text.append(f"{indent}{name.ljust(width)}  {plain(value)}")
+    return text
+
+
+def nested(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values())
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, dict):
+        shown = [f"{name} {count}" for name, count in list(value.items())[:SHOWN]]
+        return ", ".join(shown) + (f", and {len(value) - SHOWN} more" if len(value) > SHOWN else "")
+    if isinstance(value, (list, tuple)):
+        return ", ".join("-".join(map(str, part)) if isinstance(part, (list, tuple)) else str(part) for part in value)
+    return str(value)

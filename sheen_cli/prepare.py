@@ -1,0 +1,276 @@
+"""Data set -> clips -> the backbone's rows -> train, validation and test files, with every refused clip on record."""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sheen_cli import __version__, audio, console, rows
+from sheen_cli.audio import Rejected
+from sheen_cli.backbones import Backbone
+from sheen_cli.errors import SheenError
+from sheen_cli.files import building, digests, replacing, sha256, write_json
+from sheen_cli.recipe import Recipe
+from sheen_cli.sources import Source
+from sheen_cli.types import Clip, Entry, Row, Skip
+
+SPLITS = ("train", "validation", "test")
+
+
+def prepare(recipe: Recipe[Any], backbone: Backbone, out: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Fill `out` with rows, artifacts, rejected.jsonl and, last, dataset.json, which is returned.
+
+    A finished folder made from the same settings is kept; one made from others is refused unless `overwrite`.
+    """
+    if recipe.data.dataset is None:
+        raise SheenError(f"which data? give --dataset PATH (the recipe's data.dataset is empty); see `{HELP}`")
+    source = Source(recipe.data.dataset, recipe, backbone.spec)
+    made_from = request(recipe, backbone)
+    if (out / rows.MANIFEST).is_file():
+        finished = rows.manifest(out)
+        if finished["made_from"] == made_from and not overwrite:
+            console.say(f"{out} is already prepared from this; nothing to do (--overwrite makes it anew)")
+            return finished
+        if not overwrite:
+            changed = differences(finished["made_from"], made_from)
+            raise SheenError(f"{out} holds data made otherwise ({changed}); choose another --out or add --overwrite")
+        (out / rows.MANIFEST).unlink()
+    clips = Clips(source, recipe, backbone.spec.sample_rate)
+    out.mkdir(parents=True, exist_ok=True)
+    kept = spool(recipe, backbone, clips, out)
+    refused = write_rejected(out / "rejected.jsonl", clips.rejected)
+    if not kept:
+        raise SheenError(f"no usable row in {source.where}: {tally(refused) or 'it is empty'}; see {out}/rejected.jsonl")
+    value = {
+        "format": 1,
+        "sheen": __version__,
+        "backbone": backbone.name,
+        "made_from": made_from,
+        "sample_rate": backbone.spec.sample_rate,
+        "frame_rate": backbone.spec.frame_rate,
+        "codebooks": backbone.spec.codebooks,
+        "splits": split(recipe, kept, out),
+        "read": len(kept) + sum(refused.values()),
+        "rejected": refused,
+        "artifacts": digests(out / "artifacts"),
+    }
+    write_json(out / rows.MANIFEST, value)
+    return value
+
+
+HELP = "sheen prepare --help"
+
+
+def request(recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
+    """Everything that decides what the rows are."""
+    return {"backbone": backbone.name, "data": recipe.data.model_dump(mode="json"), "model": prepared_by(recipe, backbone)}
+
+
+def prepared_by(recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
+    """The values of the recipe keys that the backbone says change its rows."""
+    values = recipe.model_dump(mode="json")
+    found = {}
+    for key in backbone.spec.prepared_by:
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        found[key] = value
+    return found
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The keys in which two nested mappings differ, as `key: old -> new`."""
+    before, after = flat(old), flat(new)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return ", ".join(f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys)
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return found
+
+
+class Clips:
+    """The source's good clips; each pass decodes anew. Remembers what a pass handed out, and what it refused."""
+
+    def __init__(self, source: Source, recipe: Recipe[Any], rate: int) -> None:
+        self.source, self.data, self.rate = source, recipe.data, rate
+        self.pending: deque[Pending] = deque()
+        self.rejected: dict[int, Row] = {}  # by position in the source, so that a second pass counts nothing twice
+
+    def __iter__(self) -> Iterator[Clip]:
+        self.pending.clear()
+        seen: set[str] = set()
+        for position, entry in enumerate(self.source):
+            if self.data.max_samples is not None and len(seen) >= self.data.max_samples:
+                return
+            try:
+                clip = self.clip(entry)
+                if clip.id in seen:
+                    raise Rejected("duplicate", "same audio and text as an earlier one")
+            except Rejected as rejected:
+                name = entry.name if isinstance(entry, Entry) else None
+                self.reject(position, name, rejected.reason, rejected.detail)
+                continue
+            assert isinstance(entry, Entry)
+            seen.add(clip.id)
+            self.pending.append(Pending(clip.id, clip.text, len(clip.audio) / clip.rate, position, entry))
+            yield clip
+
+    def clip(self, entry: Entry | Rejected) -> Clip:
+        if isinstance(entry, Rejected):
+            raise entry
+        text = clean(entry.text)
+        samples = audio.load(entry.audio, self.rate, self.data.min_seconds, self.data.max_seconds)
+        digest = hashlib.sha256(text.encode() + b"\0" + samples.tobytes()).hexdigest()
+        name = f"{entry.name}-{digest[:12]}"
+        return Clip(name, text, samples, self.rate, entry.speaker, entry.language, entry.split)
+
+    def reject(self, position: int, name: str | None, reason: str, detail: str) -> None:
+        self.rejected[position] = {"name": name, "position": position, "reason": reason, "detail": detail}
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A clip that was handed to the backbone and has no row yet, without its samples."""
+
+    id: str
+    text: str
+    seconds: float
+    position: int
+    entry: Entry
+
+
+def clean(text: str) -> str:
+    """NFC, without white space around. Raises Rejected for text that is empty or cannot be written as UTF-8."""
+    text = unicodedata.normalize("NFC", text).strip()
+    if not text:
+        raise Rejected("empty-text", "nothing to say")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Rejected("bad-text", "it holds a lone surrogate") from None
+    if any(unicodedata.category(character) == "Cc" and character not in "\t\n\r" for character in text):
+        raise Rejected("bad-text", "it holds control characters")
+    return text
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a row lies in the spool, and what decides its split."""
+
+    offset: int
+    size: int
+    seconds: float
+    split: str | None
+    group: str = field(repr=False)
+
+
+def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> list[Kept]:
+    """Run the backbone's prepare hook; all rows go to one spool file, since their split needs their number."""
+    kept: list[Kept] = []
+    offset = 0
+    with (
+        building(out / "artifacts") as artifacts,
+        replacing(out / "spool") as stream,
+        console.progress("preparing clips", None) as tick,
+    ):
+        produced = backbone.hook.prepare(recipe=recipe, clips=clips, artifacts=artifacts)
+        for done, row in enumerate(produced, 1):
+            if not clips.pending:
+                raise AssertionError(f"backbone {backbone.name}: prepare() gave more rows than it read clips")
+            clip = clips.pending.popleft()
+            line = finish(row, clip, backbone)
+            if isinstance(line, Skip):
+                clips.reject(clip.position, clip.entry.name, line.reason, line.detail)
+                continue
+            stream.write(line)
+            group = (clip.entry.speaker or "") if recipe.data.split_by == "speaker" else clip.text.casefold()
+            kept.append(Kept(offset, len(line), clip.seconds, clip.entry.split, group))
+            offset += len(line)
+            tick(done, clip.id)
+        if clips.pending:
+            raise AssertionError(f"backbone {backbone.name}: prepare() gave no row for {len(clips.pending)} clips")
+    return kept
+
+
+def finish(row: Row | Skip, clip: Pending, backbone: Backbone) -> bytes | Skip:
+    """The backbone's row with the host's fields, encoded; or why it cannot be used."""
+    if isinstance(row, Skip):
+        return row
+    spec = backbone.spec
+    if spec.codebooks and (problem := rows.bad_codes(row.get("audio_codes"), spec.codebooks)):
+        return Skip("bad-codes", problem)
+    base = {
+        "id": clip.id,
+        "audio": str(clip.entry.audio) if isinstance(clip.entry.audio, Path) else None,
+        "text": clip.text,
+        "duration": round(clip.seconds, 4),
+        "speaker": clip.entry.speaker,
+        "language": clip.entry.language,
+    }
+    extra = {key: value for key, value in clip.entry.extra.items() if key not in base and key not in row}
+    try:
+        return rows.encode({**base, **extra, **row})
+    except ValueError as error:
+        return Skip("bad-row", str(error))
+
+
+def split(recipe: Recipe[Any], kept: list[Kept], out: Path) -> dict[str, Any]:
+    """Write the spool's rows to the splits' files and remove it; rows, seconds and hash of each."""
+    places = assign(recipe, kept)
+    report = {}
+    with (out / "spool").open("rb") as stream:
+        for name in SPLITS:
+            mine = [row for row, place in zip(kept, places, strict=True) if place == name]
+            path = out / f"{name}.jsonl"
+            if not mine:
+                path.unlink(missing_ok=True)
+                rows.index_path(path).unlink(missing_ok=True)
+                continue
+
+            def lines(mine: list[Kept] = mine) -> Iterator[bytes]:
+                for row in mine:
+                    stream.seek(row.offset)
+                    yield stream.read(row.size)
+
+            rows.write(path, lines())
+            seconds = sum(row.seconds for row in mine)
+            report[name] = {"rows": len(mine), "hours": round(seconds / 3600, 4), "sha256": sha256(path)}
+    (out / "spool").unlink()
+    return report
+
+
+def assign(recipe: Recipe[Any], kept: list[Kept]) -> list[str]:
+    """Each row's split: the source's own where it has one, else by hash of (seed, group), whole groups together.
+
+    A share above zero yields at least one validation row, wherever two groups exist; training always keeps one.
+    """
+    if any(row.split for row in kept):
+        return [row.split or "train" for row in kept]
+    sizes = Counter(row.group for row in kept)
+    order = sorted(sizes, key=lambda group: hashlib.sha256(f"{recipe.data.seed}:{group}".encode()).digest())
+    wanted, chosen = recipe.data.validation * len(kept), set[str]()
+    for group in order[:-1]:
+        if sum(sizes[each] for each in chosen) >= wanted:
+            break
+        chosen.add(group)
+    return ["validation" if row.group in chosen else "train" for row in kept]
+
+
+def write_rejected(path: Path, rejected: dict[int, Row]) -> dict[str, int]:
+    """rejected.jsonl, one line a refused clip in the source's order; returns counts by reason."""
+    with replacing(path) as stream:
+        for position in sorted(rejected):
+            stream.write((json.dumps(rejected[position]) + "\n").encode())
+    return dict(sorted(Counter(row["reason"] for row in rejected.values()).items()))
+
+
+def tally(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())

@@ -1,0 +1,208 @@
+"""Recipes: typed settings of a job, from YAML and `key=value`, with all that is wrong said at once.
+
+Order: defaults < YAML < command line. No includes, no interpolation; unknown keys are refused.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from sheen_cli.errors import SheenError
+from sheen_cli.files import write_text
+from sheen_cli.hookspecs import GROUP
+
+
+class Section(BaseModel):
+    """A group of recipe keys: frozen, unknown keys refused, every default checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which utterances, and how they are split."""
+
+    dataset: str | None = None  # a folder, a .jsonl, or a data set that the backbone embeds
+    columns: dict[str, str] = {}  # ours -> theirs, as {text: sentence}; known aliases need no entry
+    language: str | None = None  # for rows that name none
+    max_samples: PositiveInt | None = None
+    min_seconds: float = Field(0.2, ge=0)
+    max_seconds: PositiveFloat = 30.0
+    validation: float = Field(0.05, ge=0, lt=1)  # share of rows, where the source has no split of its own
+    split_by: Literal["text", "speaker"] = "text"  # rows equal in this never stand on both sides
+    seed: int = 42
+
+
+class Train(Section):
+    """The optimisation. It ends with the first of max_steps, epochs and max_minutes to be reached."""
+
+    max_steps: PositiveInt | None = None  # optimizer steps
+    epochs: PositiveInt | None = None
+    max_minutes: PositiveFloat | None = None  # wall clock, the learning-rate schedule included
+    learning_rate: PositiveFloat = 2e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    floor: float = Field(0.0, ge=0, le=1)  # the schedule's end, as a share of learning_rate
+    warmup_steps: int = Field(100, ge=0)  # at most a tenth of the steps, where their number is known
+    weight_decay: float = Field(0.01, ge=0)  # of matrices; never of norms, biases and embeddings
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    clip_norm: PositiveFloat | None = 1.0
+    batch_size: PositiveInt = 4  # rows of one forward pass, per process
+    accumulate: PositiveInt = 1  # forward passes of one optimizer step
+    bucket: PositiveInt = 50  # optimizer steps whose rows are sorted by length together; 1: no sorting
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: PositiveInt | Literal["auto"] | None = None  # CPU threads; auto: time a few and take the fastest
+    workers: int = Field(0, ge=0)  # processes that read and collate
+    validate_every: PositiveInt = 500  # steps
+    save_every: PositiveInt = 500  # steps
+    keep: PositiveInt = 2  # newest checkpoints that stay, besides the best
+    seed: int = 42
+
+    @model_validator(mode="after")
+    def _ends(self) -> "Train":
+        if self.max_steps is None and self.epochs is None and self.max_minutes is None:
+            raise ValueError("nothing ends the training: set max_steps, epochs or max_minutes")
+        return self
+
+
+class Synth(Section):
+    """Defaults of `sheen synth`."""
+
+    seed: int = 0
+    max_seconds: PositiveFloat | None = None  # None: a cap from the text's length
+
+
+class Log(Section):
+    every: PositiveInt = 10  # steps between lines of metrics.jsonl
+
+
+Options = TypeVar("Options", bound=Section)
+
+
+class Recipe(Section, Generic[Options]):
+    """All settings of a job; `model` is the backbone's own section."""
+
+    backbone: str
+    data: Data = Data()
+    train: Train = Train(epochs=3)
+    synth: Synth = Synth()
+    log: Log = Log()
+    model: Options
+
+
+@dataclass(frozen=True)
+class Named:
+    """A recipe file that `--recipe NAME` finds."""
+
+    name: str
+    path: Path
+    backbone: str
+    about: str  # the first line of its header comment
+
+
+def folders() -> Iterator[Path]:
+    """Where recipes lie: sheen's own, in the wheel or the checkout, then each plugin package's `recipes/`."""
+    package = Path(__file__).parent
+    yield package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+    for top in sorted({point.module.partition(".")[0] for point in entry_points(group=GROUP)}):
+        spec = find_spec(top)  # finds a top-level package without importing it
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            yield Path(place) / "recipes"
+
+
+def shipped() -> list[Named]:
+    """Every recipe that can be named, sorted; the first of two with one name wins."""
+    found: dict[str, Named] = {}
+    for folder in folders():
+        for path in sorted(folder.glob("*.yaml")):
+            text = path.read_text("utf-8")
+            first = text.partition("\n")[0]
+            about = first.lstrip("# ") if first.startswith("#") else ""
+            backbone = str((yaml.safe_load(text) or {}).get("backbone", "?"))
+            found.setdefault(path.stem, Named(path.stem, path, backbone, about))
+    return [found[name] for name in sorted(found)]
+
+
+def find(name: str) -> Path:
+    """The file of a recipe given by name or path."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not Path(name).is_file():
+            raise SheenError(f"no recipe file {name}")
+        return Path(name)
+    names = {recipe.name: recipe.path for recipe in shipped()}
+    if name not in names:
+        raise SheenError(f"no recipe named '{name}'{did_you_mean(name, names)}; `sheen recipes list` shows all")
+    return names[name]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A recipe file as plain values; only its form is checked here."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SheenError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("backbone"), str):
+        raise SheenError(f"{path}: a recipe is a mapping with at least `backbone: NAME`")
+    return values
+
+
+def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Apply `section.key=value` settings in order; values are read as YAML. Raises SheenError on another form."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise SheenError(f"'{setting}' is not section.key=value, as in train.max_steps=100")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        inner = result
+        for key in keys[:-1]:
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        inner[keys[-1]] = value
+    return result
+
+
+def validate(values: Mapping[str, Any], options: type[Section], where: str) -> Recipe[Any]:
+    """Check values against the sections and the backbone's options; all errors in one SheenError."""
+    try:
+        return Recipe[options].model_validate({"model": {}, **values})  # type: ignore[valid-type]
+    except ValidationError as error:
+        lines = [_explain(detail, options) for detail in error.errors()]
+        raise SheenError("\n  ".join([f"{where} has {len(lines)} error{'s'[: len(lines) > 1]}:", *lines])) from None
+
+
+def _explain(detail: Any, options: type[Section]) -> str:
+    path = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
+    if detail["type"] != "extra_forbidden":
+        reason = detail["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(detail["input"], dict) else f" (given: {detail['input']!r})"
+        return f"{'.'.join(path)}: {reason}{given}"
+    section: Any = {"model": options}.get(path[0], None) if len(path) > 1 else Recipe
+    if section is None:
+        section = Recipe.model_fields[path[0]].annotation
+    return f"{'.'.join(path)}: unknown key{did_you_mean(path[-1], section.model_fields)}"
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), 1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def dump(recipe: Recipe[Any]) -> str:
+    """The resolved recipe as YAML that `--recipe FILE` reads back to the same settings."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def save(recipe: Recipe[Any], path: Path) -> None:
+    write_text(path, dump(recipe))

@@ -1,0 +1,129 @@
+"""The values that pass between host and backbone. Importing this module imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sheen_cli.recipe import Recipe, Section
+
+API = 1  # of the hooks; raised when a hook changes in a way that implementations notice
+
+Row = dict[str, Any]  # one JSON object of a rows file; "audio_codes", where present, is frames x codebooks
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One utterance as a source lists it, its audio not decoded yet.
+
+    `audio` is a file, the bytes of one, or (samples, rate) with samples (n,) or (n, channels). `split` is "train",
+    "validation" or "test" where the source decides that itself. `extra` holds columns that sheen keeps unread.
+    """
+
+    text: str
+    audio: Path | bytes | tuple[np.ndarray, int]
+    name: str
+    speaker: str | None = None
+    language: str | None = None
+    split: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One utterance ready for a codec: `audio` (n,) float32 mono in -1..1 at the backbone's `rate`, finite, not silent."""
+
+    id: str
+    text: str
+    audio: np.ndarray
+    rate: int
+    speaker: str | None = None
+    language: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A backbone's or the host's refusal of one clip: a reason code (`too-long`) and what a person needs to know."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors for one forward pass, and for each loss term the number of its targets in the batch."""
+
+    inputs: dict[str, Tensor]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of the objective: the sum of the losses of its targets, () with gradient, and its weight."""
+
+    sum: Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The objective of one batch. The host divides each term's sum by its count over the whole accumulation window.
+
+    `parts` are for the log only: name -> (sum without gradient, count).
+    """
+
+    terms: Mapping[str, Term]
+    parts: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sentence to speak."""
+
+    text: str
+    seed: int = 0
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Speech: `samples` (n,) float32 at `rate`; `codes` (frames, codebooks); per loss term the summed negative
+    log-likelihood of what was emitted, from the raw model; `stop` is "end" or "length"."""
+
+    samples: np.ndarray
+    rate: int
+    codes: np.ndarray | None = None
+    nll: Mapping[str, float] = field(default_factory=dict)
+    stop: str = "end"
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What a backbone declares of itself.
+
+    options       the pydantic section behind the recipe's `model:`
+    sample_rate   of the clips it wants and of the audio it makes, in Hz
+    terms         names of the loss terms that `collate` counts and `loss` returns
+    recipe        the recipe to use when none is named
+    frame_rate    codec frames a second; codebooks: the size of each codebook. None for a backbone without codes
+    prepared_by   recipe keys ("model.codec") that change prepared rows; training on rows made with others is refused
+    datasets      data sets that the package embeds: name -> function of the recipe that lists the entries
+    """
+
+    options: type[Section]
+    sample_rate: int
+    terms: tuple[str, ...]
+    recipe: str
+    frame_rate: float | None = None
+    codebooks: tuple[int, ...] | None = None
+    prepared_by: tuple[str, ...] = ()
+    datasets: Mapping[str, Callable[[Recipe[Any]], Iterable[Entry]]] = field(default_factory=dict)
+    api: int = API
