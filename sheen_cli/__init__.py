@@ -1,4 +1,6 @@
-"""sheen: fine-tune speech language models. The names below are the public interface; they load on first use."""
+"""sheen: fine-tune speech language models. The names below are the public interface; they load on
+first use.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -31,10 +33,22 @@ _HOME = {
     "Group": "training",
     "Run": "training",
     **dict.fromkeys(
-        ("Audio", "BackboneSpec", "Batch", "Clip", "Entry", "Loss", "Request", "Row", "Skip", "Term"), "types"
+        (
+            "Audio",
+            "BackboneSpec",
+            "Batch",
+            "Clip",
+            "Entry",
+            "Loss",
+            "Request",
+            "Row",
+            "Skip",
+            "Term",
+        ),
+        "types",
     ),
 }
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,6 @@
-"""Audio in and out: decoded with libsndfile, mixed to mono, resampled with soxr, checked before any codec sees it."""
+"""Audio in and out: decoded with libsndfile, mixed to mono, resampled with soxr, checked before
+any codec sees it.
+"""
 
 from io import BytesIO
 from pathlib import Path
@@ -20,18 +22,23 @@ class Rejected(Exception):
         self.reason, self.detail = reason, detail
 
 
-def load(source: Path | bytes | tuple[np.ndarray, int], rate: int, shortest: float, longest: float) -> np.ndarray:
-    """Decode to mono float32 (n,) at `rate`, of `shortest` to `longest` seconds. Raises Rejected."""
+def load(
+    source: Path | bytes | tuple[np.ndarray, int], rate: int, shortest: float, longest: float
+) -> np.ndarray:
+    """Decode to mono float32 (n,) at `rate`, of `shortest` to `longest` seconds. Raises "
+    "Rejected."""
     samples, native = source if isinstance(source, tuple) else decode(source, longest)
     samples = mono(samples)
     check(samples, len(samples) / native, shortest, longest)
     if native != rate:
         samples = soxr.resample(samples, native, rate)
-    return np.clip(samples, -1.0, 1.0)
+    return np.asarray(np.clip(samples, -1.0, 1.0), np.float32)
 
 
 def decode(source: Path | bytes, longest: float) -> tuple[np.ndarray, int]:
-    """Decode a file or its bytes; the header is asked first, so that a small file cannot unpack to hours."""
+    """Decode a file or its bytes; the header is asked first, so that a small file cannot unpack
+    to hours.
+    """
     if isinstance(source, Path) and not source.is_file():
         raise Rejected("missing-audio", f"no file {source}")
     data = source.read_bytes() if isinstance(source, Path) else source
@@ -50,14 +57,18 @@ def decode(source: Path | bytes, longest: float) -> tuple[np.ndarray, int]:
 
 
 def riff_promises(data: bytes) -> int:
-    """Where a WAV's sound data should end by its header; 0 for other formats. libsndfile reads half a WAV silently."""
+    """Where a WAV's sound data should end by its header; 0 for other formats. libsndfile reads
+    half a WAV silently.
+    """
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return 0
     at = 12
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] == b"data":
-            return 0 if size == 0xFFFFFFFF else at + 8 + size  # all ones: a stream of unknown length
+            return (
+                0 if size == 0xFFFFFFFF else at + 8 + size
+            )  # all ones: a stream of unknown length
         at += 8 + size + size % 2
     return 0
 
@@ -68,15 +79,19 @@ def mono(samples: np.ndarray) -> np.ndarray:
     if samples.ndim == 1:
         return samples
     channels = 0 if samples.shape[0] < samples.shape[1] else 1  # sound is longer than it is wide
-    return samples.mean(channels, dtype=np.float32)
+    return np.asarray(samples.mean(channels), np.float32)
 
 
 def check(samples: np.ndarray, seconds: float, shortest: float, longest: float) -> None:
-    """Raise Rejected for what would poison training: no, too little or too much sound, NaN or Inf, silence."""
+    """Raise Rejected for what would poison training: no, too little or too much sound, NaN or
+    Inf, silence.
+    """
     if not len(samples):
         raise Rejected("too-short", "it has no samples")
     if not np.isfinite(samples).all():
-        raise Rejected("non-finite", f"{int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
+        raise Rejected(
+            "non-finite", f"{int((~np.isfinite(samples)).sum())} samples are NaN or infinite"
+        )
     if seconds < shortest:
         raise Rejected("too-short", f"{seconds:.2f} s, at least {shortest:g} s is needed")
     if seconds > longest:

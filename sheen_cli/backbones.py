@@ -1,4 +1,6 @@
-"""Backbones: found through entry points without importing them, loaded one a process, checked against the contract."""
+"""Backbones: found through entry points without importing them, loaded one a process, checked
+against the contract.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +20,9 @@ HOOKS = ("describe", "prepare", "collate", "load", "loss", "train", "synth")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded backbone: `hook.NAME(...)` calls its functions by keyword, `spec` is what it says of itself."""
+    """A loaded backbone: `hook.NAME(...)` calls its functions by keyword, `spec` is what it says
+    of itself.
+    """
 
     name: str
     distribution: str
@@ -45,12 +49,15 @@ def points() -> list[EntryPoint]:
 
 @cache
 def load(name: str) -> Backbone:
-    """Import one backbone and register it. Raises SheenError that names the package at fault and the remedy."""
+    """Import one backbone and register it. Raises SheenError that names the package at fault and
+    the remedy.
+    """
     matches = [point for point in points() if point.name == name]
     if not matches:
         names = [point.name for point in points()]
         raise SheenError(
-            f"no backbone named '{name}'{did_you_mean(name, names)}; installed: {', '.join(names) or 'none'}"
+            f"no backbone named '{name}'{did_you_mean(name, names)}; installed: "
+            f"{', '.join(names) or 'none'}"
         )
     if len(matches) > 1:
         rivals = " and ".join(sorted(distribution(point) for point in matches))
@@ -61,8 +68,10 @@ def load(name: str) -> Backbone:
         package = distribution(matches[0])
         cause = " ".join(str(error).split()) or "no message"
         raise SheenError(
-            f"backbone '{name}' of package {package} cannot be used: {type(error).__name__}: {cause}; "
-            f"mend it with `pip install --upgrade {package}` or remove it with `pip uninstall {package}`"
+            f"backbone '{name}' of package {package} cannot be used: "
+            f"{type(error).__name__}: {cause}; "
+            f"mend it with `pip install --upgrade {package}` or remove it with `pip "
+            f"uninstall {package}`"
         ) from error
 
 
@@ -87,7 +96,9 @@ def distribution(point: EntryPoint) -> str:
 
 
 def listing() -> list[Listing]:
-    """Every installed backbone, loaded to see whether it works; a broken one costs only its own line."""
+    """Every installed backbone, loaded to see whether it works; a broken one costs only its own
+    line.
+    """
     rows = []
     for point in points():
         version = point.dist.version if point.dist else "?"

@@ -1,7 +1,9 @@
-"""The order of training: a pure function of (seed, epoch, position), whatever the workers, ranks and restarts.
+"""The order of training: a pure function of (seed, epoch, position), whatever the workers, ranks
+and restarts.
 
-An optimizer step consumes one window of `batch_size * accumulate * ranks` rows, cut into micro-batches of `batch_size`;
-windows do not depend on how they are cut, so 2 x 4, one batch of 8 and two ranks of 4 see the same rows.
+An optimizer step consumes one window of `batch_size * accumulate * ranks` rows, cut into micro-
+batches of `batch_size`; windows do not depend on how they are cut, so 2 x 4, one batch of 8 and
+two ranks of 4 see the same rows.
 """
 
 import hashlib
@@ -30,7 +32,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Micro:
-    """A collated micro-batch. A `ghost` only keeps ranks in step, in a last window with too few rows for all."""
+    """A collated micro-batch. A `ghost` only keeps ranks in step, in a last window with too few
+    rows for all.
+    """
 
     batch: Batch
     ghost: bool
@@ -52,9 +56,11 @@ def _windows(seconds: bytes, size: int, bucket: int, seed: int, epoch: int) -> l
 
 
 def windows(seconds: np.ndarray, size: int, bucket: int, seed: int, epoch: int) -> list[list[int]]:
-    """Row numbers of each optimizer step of an epoch: every row once, rows of like length together.
+    """Row numbers of each optimizer step of an epoch: every row once, rows of like length
+    together.
 
-    `seconds` (n,) are the rows' lengths; within `bucket` windows rows are sorted by length, then windows are shuffled.
+    `seconds` (n,) are the rows' lengths; within `bucket` windows rows are sorted by length, then
+    windows are shuffled.
     """
     return _windows(np.ascontiguousarray(seconds, np.float32).tobytes(), size, bucket, seed, epoch)
 
@@ -84,7 +90,9 @@ class MicroBatches(Dataset[Micro]):
         ghost = place.part >= len(parts)
         rows = parts[0 if ghost else place.part]
         seed = seed_of(self.recipe.train.seed, place.epoch, place.window, place.part)
-        batch = self.backbone.hook.collate(recipe=self.recipe, rows=[self.rows[i] for i in rows], seed=seed)
+        batch = self.backbone.hook.collate(
+            recipe=self.recipe, rows=[self.rows[i] for i in rows], seed=seed
+        )
         return Micro(batch, ghost, rows)
 
 

@@ -1,4 +1,6 @@
-"""Checkpoints: folders that are whole or absent, that describe themselves, and that `best` and `last` point to."""
+"""Checkpoints: folders that are whole or absent, that describe themselves, and that `best` and
+`last` point to.
+"""
 
 import json
 import shutil
@@ -16,17 +18,23 @@ STATE = "training"  # what only a resumed training reads
 
 
 def write(folder: Path, recipe: Recipe[Any], artifacts: Path, fill: Callable[[Path], None]) -> None:
-    """Publish one checkpoint: `fill` writes weights and state, then recipe, artifacts and, last, the manifest."""
+    """Publish one checkpoint: `fill` writes weights and state, then recipe, artifacts and, last,
+    the manifest.
+    """
     with building(folder) as part:
         fill(part)
         if artifacts.is_dir():
             shutil.copytree(artifacts, part / "artifacts")
         save(recipe, part / "recipe.yaml")
-        write_json(part / MANIFEST, {"format": 1, "backbone": recipe.backbone, "files": digests(part)})
+        write_json(
+            part / MANIFEST, {"format": 1, "backbone": recipe.backbone, "files": digests(part)}
+        )
 
 
 def check(folder: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None; with `contents` every file is hashed, else only measured."""
+    """What is wrong with a checkpoint, or None; with `contents` every file is hashed, else only
+    measured.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
     except FileNotFoundError:
@@ -39,8 +47,15 @@ def check(folder: Path, contents: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != promised["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, not {promised['bytes']}"
-    if contents and (found := digests(folder)) and any(found[name] != promised for name, promised in files.items()):
-        return f"{next(name for name in files if found[name] != files[name])} has other contents than were written"
+    if (
+        contents
+        and (found := digests(folder))
+        and any(found[name] != promised for name, promised in files.items())
+    ):
+        return (
+            f"{next(name for name in files if found[name] != files[name])} has other "
+            f"contents than were written"
+        )
     return None
 
 
@@ -64,7 +79,9 @@ def newest(run: Path) -> Path | None:
 
 
 def rotate(run: Path, keep: int, best: Path | None) -> None:
-    """Point `last` and `best`, then delete all but the `keep` newest checkpoints and the best one."""
+    """Point `last` and `best`, then delete all but the `keep` newest checkpoints and the best
+    one.
+    """
     folders = listed(run)
     point(run / "last", folders[-1].name)
     point(run / "best", (best or folders[-1]).name)
@@ -74,7 +91,9 @@ def rotate(run: Path, keep: int, best: Path | None) -> None:
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint folder that a user means: itself, or a run's best. Raises SheenError for anything else."""
+    """The checkpoint folder that a user means: itself, or a run's best. Raises SheenError for
+    anything else.
+    """
     if not path.exists():
         raise SheenError(f"no checkpoint at {path}")
     if not (path / MANIFEST).is_file() and (path / "best").exists():

@@ -1,4 +1,6 @@
-"""The command line: one short function a command. Heavy imports live inside the functions, so that help is quick."""
+"""The command line: one short function a command. Heavy imports live inside the functions, so
+that help is quick.
+"""
 
 import json
 import sys
@@ -35,16 +37,25 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(help="The recipes that --recipe can name.", no_args_is_help=True, rich_markup_mode=None)
-plugins_app = typer.Typer(help="The installed backbones.", no_args_is_help=True, rich_markup_mode=None)
+recipes_app = typer.Typer(
+    help="The recipes that --recipe can name.", no_args_is_help=True, rich_markup_mode=None
+)
+plugins_app = typer.Typer(
+    help="The installed backbones.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(plugins_app, name="plugins")
 
 DEFAULT = "demo"  # the recipe where none is named
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or YAML file.")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe settings, as train.max_steps=100.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe settings, as train.max_steps=100."),
+]
 Json = Annotated[bool, typer.Option("--json/--no-json", help="Print the result as JSON.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace what is there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite/--no-overwrite", help="Replace what is there.")
+]
 
 
 def version(wanted: bool) -> None:
@@ -55,7 +66,9 @@ def version(wanted: bool) -> None:
 
 @app.callback()
 def top(
-    show: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+    show: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -65,11 +78,15 @@ def demo(
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
     data: Annotated[Path, typer.Option(help="The prepared data's folder.")] = Path("data/demo"),
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Train so many steps instead of some minutes.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Train so many steps instead of some minutes.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """The whole job offline on a CPU, in minutes: prepare, info, train, synth on the embedded default."""
+    """The whole job offline on a CPU, in minutes: prepare, info, train, synth on the embedded
+    default.
+    """
     from sheen_cli.demo import run
 
     report = run(out, data, max_steps, overwrite, settings or [])
@@ -80,10 +97,15 @@ def demo(
 @app.command()
 def prepare(
     settings: Settings = None,
-    dataset: Annotated[str | None, typer.Option(help="A folder with metadata.csv, a .jsonl, or an embedded data set.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A folder with metadata.csv, a .jsonl, or an embedded data set."),
+    ] = None,
     recipe: RecipeName = None,
     out: Annotated[Path, typer.Option(help="Where the rows go.")] = Path("data"),
-    max_samples: Annotated[int | None, typer.Option(min=1, help="Read no more good clips than this.")] = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Read no more good clips than this.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -99,7 +121,10 @@ def prepare(
     for name, facts in manifest["splits"].items():
         console.result(f"{out / name}.jsonl  {facts['rows']} rows, {facts['hours']:.3f} h")
     refused = sum(manifest["rejected"].values())
-    console.result(f"{manifest['read']} read, {refused} rejected" + (f" ({tally(manifest['rejected'])}), see {out}/rejected.jsonl" if refused else ""))
+    console.result(
+        f"{manifest['read']} read, {refused} rejected"
+        + (f" ({tally(manifest['rejected'])}), see {out}/rejected.jsonl" if refused else "")
+    )
 
 
 @app.command()
@@ -119,15 +144,21 @@ def train(
     settings: Settings = None,
     recipe: RecipeName = None,
     data: Annotated[Path, typer.Option(help="A prepared data folder.")] = Path("data"),
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; runs/RECIPE by default.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one forward pass.")] = None,
-    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on from the run's newest checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on from the run's newest checkpoint.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train by a recipe on prepared data; leaves checkpoints, `best` and `last` in the run's folder."""
+    """Train by a recipe on prepared data; leaves checkpoints, `best` and `last` in the run's
+    folder.
+    """
     from sheen_cli import jobs
     from sheen_cli.backbones import load, resolve
     from sheen_cli.info import describe
@@ -136,29 +167,48 @@ def train(
     if recipe is None:
         recipe = load(manifest(data)["backbone"]).spec.recipe
         console.say(f"no recipe was named; '{recipe}' fits the data")
-    flags = {"max_steps": max_steps, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
-    resolved, backbone = resolve(recipe, flagged({f"train.{key}": value for key, value in flags.items()}) + (settings or []))
+    flags = {
+        "max_steps": max_steps,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+    }
+    resolved, backbone = resolve(
+        recipe, flagged({f"train.{key}": value for key, value in flags.items()}) + (settings or [])
+    )
     out = out or Path("runs") / Path(recipe).stem
     best = jobs.train(resolved, backbone, data, out, resume)
     facts = describe(out)
-    console.result(json.dumps(facts) if as_json else f"{best} -> {facts['best']}, last is {facts['last']}")
+    console.result(
+        json.dumps(facts) if as_json else f"{best} -> {facts['best']}, last is {facts['last']}"
+    )
 
 
 @app.command()
 def synth(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint or run; the newest run's best by default.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A checkpoint or run; the newest run's best by default.")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="What to say.")] = None,
     text_file: Annotated[Path | None, typer.Option(help="A file with a sentence a line.")] = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The WAV file; numbered for several sentences.")] = Path("out.wav"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The WAV file; numbered for several sentences.")
+    ] = Path("out.wav"),
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(min=0.1, help="The longest that a sentence may take.")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="The longest that a sentence may take.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Speak with a checkpoint; without --text, a sentence for each line of standard input."""
     from sheen_cli import synthesis
     from sheen_cli.types import Request
 
-    piped = None if text is not None or text_file is not None or sys.stdin.isatty() else sys.stdin.read()
+    piped = (
+        None
+        if text is not None or text_file is not None or sys.stdin.isatty()
+        else sys.stdin.read()
+    )
     sentences = synthesis.texts(text, text_file, piped)
     voice = synthesis.Voice(checkpoint or synthesis.newest_run(Path("runs")))
     defaults = voice.recipe.synth
@@ -205,7 +255,13 @@ def plugins_list(as_json: Json = False) -> None:
     found = listing()
     if as_json:
         return console.result(json.dumps([asdict(row) for row in found]))
-    console.result("\n".join(console.columns((row.name, f"{row.distribution} {row.version}", row.error or "ok") for row in found)))
+    console.result(
+        "\n".join(
+            console.columns(
+                (row.name, f"{row.distribution} {row.version}", row.error or "ok") for row in found
+            )
+        )
+    )
 
 
 def flagged(values: dict[str, Any]) -> list[str]:

@@ -1,4 +1,6 @@
-"""What a person sees: rich bars on a terminal, plain ASCII lines elsewhere. Results go to stdout, the rest to stderr."""
+"""What a person sees: rich bars on a terminal, plain ASCII lines elsewhere. Results go to stdout,
+the rest to stderr.
+"""
 
 import os
 import sys
@@ -11,7 +13,9 @@ PLAIN_SECONDS = 10  # between progress lines that are not a bar
 
 
 def fancy() -> bool:
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return (
+        sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
 
 
 def say(text: str) -> None:
@@ -32,16 +36,23 @@ def columns(rows: Iterable[tuple[str, ...]], gap: str = "  ") -> list[str]:
     """Rows of cells as aligned lines."""
     rows = list(rows)
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return [gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        gap.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 @contextmanager
 def progress(label: str, total: float | None) -> Iterator[Tick]:
-    """Report progress of one job; the block calls the yielded function with what is done so far and a note."""
-    if fancy():
-        with _bar(label, total) as tick:
-            yield tick
-        return
+    """Report progress of one job; the block calls the yielded function with what is done so far
+    and a note.
+    """
+    with _bar(label, total) if fancy() else _lines(label, total) as tick:
+        yield tick
+
+
+@contextmanager
+def _lines(label: str, total: float | None) -> Iterator[Tick]:
     last = time.monotonic()
 
     def tick(done: float, note: str = "") -> None:
@@ -56,7 +67,13 @@ def progress(label: str, total: float | None) -> Iterator[Tick]:
 @contextmanager
 def _bar(label: str, total: float | None) -> Iterator[Tick]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     layout = (
         TextColumn("{task.description}"),
@@ -68,4 +85,8 @@ def _bar(label: str, total: float | None) -> Iterator[Tick]:
     )
     with Progress(*layout, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total, note="")
-        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+        def tick(done: float, note: str = "") -> None:
+            bar.update(task, completed=done, note=note)
+
+        yield tick

@@ -2,4 +2,6 @@
 
 
 class SheenError(Exception):
-    """Something that the user can mend; the message says what, where and the way out. Exit code 2, no traceback."""
+    """Something that the user can mend; the message says what, where and the way out. Exit code
+    2, no traceback.
+    """

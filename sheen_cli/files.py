@@ -1,4 +1,6 @@
-"""Writing that a crash cannot half do: a temporary sibling, synced, then renamed. All of sheen's writes pass here."""
+"""Writing that a crash cannot half do: a temporary sibling, synced, then renamed. All of sheen's
+writes pass here.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream whose contents appear at `path`, whole, when the block ends; not at all if it raises."""
+    """A binary stream whose contents appear at `path`, whole, when the block ends; not at all if
+    it raises.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -46,7 +50,9 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def building(folder: Path) -> Iterator[Path]:
-    """A temporary sibling to fill, which becomes `folder` when the block ends; what stood there before is replaced."""
+    """A temporary sibling to fill, which becomes `folder` when the block ends; what stood there
+    before is replaced.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -90,5 +96,6 @@ def digests(folder: Path) -> dict[str, dict[str, int | str]]:
     """Relative path -> size and SHA-256 of every file below the folder, sorted."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
     }

@@ -1,7 +1,9 @@
-"""The contract of a backbone: seven hooks. The reference for writing one is docs/writing-a-backbone.md.
+"""The contract of a backbone: seven hooks. The reference for writing one is docs/writing-a-
+backbone.md.
 
-A backbone is a module, found through an entry point in the group `sheen`, whose functions carry `@hookimpl`. An
-implementation may leave out arguments that it does not need. The host registers one backbone a process.
+A backbone is a module, found through an entry point in the group `sheen`, whose functions carry
+`@hookimpl`. An implementation may leave out arguments that it does not need. The host registers
+one backbone a process.
 """
 
 from __future__ import annotations
@@ -26,16 +28,19 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 @hookspec(firstresult=True)
 def describe() -> BackboneSpec:  # type: ignore[empty-body]
-    """Say what the backbone is. Called before anything heavy is needed, so it should not load weights."""
+    """Say what the backbone is. Called before anything heavy is needed, so it should not load
+    weights.
+    """
 
 
 @hookspec(firstresult=True)
 def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iterable[Row | Skip]:  # type: ignore[empty-body]
     """Turn clips into training rows: one Row or Skip a clip, in the clips' order.
 
-    `clips` can be iterated again. What is fitted or pooled over clips is written to the folder `artifacts` before
-    the first row. A row holds what `collate` needs, as JSON; the host adds id, text, audio, duration, speaker and
-    language. Codes go to "audio_codes", frames x codebooks. Never truncate a clip: return a Skip.
+    `clips` can be iterated again. What is fitted or pooled over clips is written to the folder
+    `artifacts` before the first row. A row holds what `collate` needs, as JSON; the host adds id,
+    text, audio, duration, speaker and language. Codes go to "audio_codes", frames x codebooks.
+    Never truncate a clip: return a Skip.
     """
 
 
@@ -43,14 +48,16 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
 def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None) -> Batch:  # type: ignore[empty-body]
     """Build the tensors of a batch. Pure: equal arguments give equal tensors, in any process.
 
-    Targets lie on the position that predicts them, so nothing is shifted later. `seed` is for augmentation and is None
-    in validation. `Batch.counts` gives the number of targets of every term in `BackboneSpec.terms`.
+    Targets lie on the position that predicts them, so nothing is shifted later. `seed` is for
+    augmentation and is None in validation. `Batch.counts` gives the number of targets of every
+    term in `BackboneSpec.terms`.
     """
 
 
 @hookspec(firstresult=True)
 def load(recipe: Recipe[Any], checkpoint: Path | None) -> nn.Module:  # type: ignore[empty-body]
-    """Load a model that can train and speak: from a checkpoint folder alone, or, given None, the recipe's base model.
+    """Load a model that can train and speak: from a checkpoint folder alone, or, given None, the
+    recipe's base model.
 
     Raises SheenError where there is no base model.
     """
@@ -58,20 +65,26 @@ def load(recipe: Recipe[Any], checkpoint: Path | None) -> nn.Module:  # type: ig
 
 @hookspec(firstresult=True)
 def loss(recipe: Recipe[Any], model: nn.Module, batch: Batch) -> Loss:  # type: ignore[empty-body]
-    """Call `model(...)` once and return each term's sum; the same function serves training and validation.
+    """Call `model(...)` once and return each term's sum; the same function serves training and
+    validation.
 
-    The host divides by the counts. Do not average here, and do not reach into `model`: it may be wrapped.
+    The host divides by the counts. Do not average here, and do not reach into `model`: it may be
+    wrapped.
     """
 
 
 @hookspec(firstresult=True)
 def train(recipe: Recipe[Any], run: Run) -> None:
-    """Load or build the model (from `run.resume` when that is set) and hand it to `run.fit(model, save)`."""
+    """Load or build the model (from `run.resume` when that is set) and hand it to `run.fit(model,
+    save)`.
+    """
 
 
 @hookspec(firstresult=True)
 def synth(recipe: Recipe[Any], model: nn.Module, requests: Iterable[Request]) -> Iterator[Audio]:  # type: ignore[empty-body]
-    """Speak: one Audio a request, in order. `model` is what `load` returned, or the very model in training.
+    """Speak: one Audio a request, in order. `model` is what `load` returned, or the very model in
+    training.
 
-    The rule that ties training to synthesis: the loss of a row built from the returned codes equals the returned nll.
+    The rule that ties training to synthesis: the loss of a row built from the returned codes
+    equals the returned nll.
     """

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def describe(path: Path) -> dict[str, Any]:
         return {"kind": "run", "path": str(path), **describe_run(path)}
     if not path.exists():
         raise SheenError(f"nothing at {path}")
-    raise SheenError(f"{path} is neither a .jsonl file, a prepared data folder, a run nor a checkpoint")
+    raise SheenError(
+        f"{path} is neither a .jsonl file, a prepared data folder, a run nor a checkpoint"
+    )
 
 
 def describe_rows(path: Path) -> dict[str, Any]:
@@ -45,7 +48,9 @@ def describe_rows(path: Path) -> dict[str, Any]:
             array = np.asarray(codes)
             frames.append(len(array))
             ends = list(zip(array.min(0).tolist(), array.max(0).tolist(), strict=True))
-            books = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(books or ends, ends, strict=True)]
+            books = [
+                (min(a, c), max(b, d)) for (a, b), (c, d) in zip(books or ends, ends, strict=True)
+            ]
     return {
         "rows": len(table),
         "hours": round(float(table.seconds.sum(dtype=np.float64)) / 3600, 4),
@@ -57,24 +62,33 @@ def describe_rows(path: Path) -> dict[str, Any]:
     }
 
 
-def spread(values: list[float]) -> dict[str, float] | None:
+def spread(values: Sequence[float]) -> dict[str, float] | None:
     """Percentiles of the values, rounded; None for no values."""
     if not values:
         return None
-    return {f"p{p}": round(float(value), 2) for p, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
+    return {
+        f"p{p}": round(float(value), 2)
+        for p, value in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
+    }
 
 
 def describe_data(path: Path) -> dict[str, Any]:
     manifest = rows.manifest(path)
     files = {name: describe_rows(path / f"{name}.jsonl") for name in manifest["splits"]}
     keys = ("backbone", "sample_rate", "frame_rate", "codebooks", "read", "rejected")
-    return {"dataset": manifest["made_from"]["data"]["dataset"], **{key: manifest[key] for key in keys}, "splits": files}
+    return {
+        "dataset": manifest["made_from"]["data"]["dataset"],
+        **{key: manifest[key] for key in keys},
+        "splits": files,
+    }
 
 
 def describe_run(path: Path) -> dict[str, Any]:
     folders = checkpoints.listed(path)
     log = path / "metrics.jsonl"
-    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.is_file() else []
+    lines = (
+        [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.is_file() else []
+    )
     losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
     return {
         "backbone": read(path / "recipe.yaml")["backbone"],
@@ -121,5 +135,8 @@ def plain(value: Any) -> str:
         shown = [f"{name} {count}" for name, count in list(value.items())[:SHOWN]]
         return ", ".join(shown) + (f", and {len(value) - SHOWN} more" if len(value) > SHOWN else "")
     if isinstance(value, (list, tuple)):
-        return ", ".join("-".join(map(str, part)) if isinstance(part, (list, tuple)) else str(part) for part in value)
+        return ", ".join(
+            "-".join(map(str, part)) if isinstance(part, (list, tuple)) else str(part)
+            for part in value
+        )
     return str(value)

@@ -1,4 +1,6 @@
-"""Set-up of a training run: data checked against the recipe, a run folder made or resumed, the backbone's hook called."""
+"""Set-up of a training run: data checked against the recipe, a run folder made or resumed, the
+backbone's hook called.
+"""
 
 import json
 import platform
@@ -22,7 +24,8 @@ FREE = {
 
 
 def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume: bool) -> Path:
-    """Train on the prepared folder `data` into the run folder `out`; returns the best checkpoint."""
+    """Train on the prepared folder `data` into the run folder `out`; returns the best "
+    "checkpoint."""
     manifest = check_data(data, recipe, backbone)
     start = begin(recipe, out, manifest, resume)
     from sheen_cli import training
@@ -50,32 +53,47 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
 
 
 def check_data(data: Path, recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
-    """The manifest of prepared data that fits the recipe; refused before anything heavy is loaded."""
+    """The manifest of prepared data that fits the recipe; refused before anything heavy is
+    loaded.
+    """
     manifest = rows.manifest(data)
     if manifest["backbone"] != backbone.name:
         raise SheenError(
-            f"{data} was prepared for backbone '{manifest['backbone']}', the recipe's is '{backbone.name}'; "
+            f"{data} was prepared for backbone '{manifest['backbone']}', the recipe's is "
+            f"'{backbone.name}'; "
             "prepare it with this recipe, or train with one of that backbone"
         )
     changed = differences(manifest["made_from"]["model"], prepared_by(recipe, backbone))
     if changed:
-        raise SheenError(f"{data} was prepared with other settings ({changed}); prepare it again with this recipe")
+        raise SheenError(
+            f"{data} was prepared with other settings ({changed}); prepare it again with "
+            f"this recipe"
+        )
     for name, facts in manifest["splits"].items():
         path = data / f"{name}.jsonl"
         if not path.is_file():
-            raise SheenError(f"{path} is missing although {data / rows.MANIFEST} lists it; prepare the data again")
+            raise SheenError(
+                f"{path} is missing although {data / rows.MANIFEST} lists it; prepare the "
+                f"data again"
+            )
         if len(Rows(path)) != facts["rows"]:
-            raise SheenError(f"{path} has {len(Rows(path))} rows, not {facts['rows']}; prepare the data again")
+            raise SheenError(
+                f"{path} has {len(Rows(path))} rows, not {facts['rows']}; prepare the data again"
+            )
     if "train" not in manifest["splits"]:
         raise SheenError(f"{data} holds no training rows")
     return manifest
 
 
 def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool) -> Path | None:
-    """Make the run folder, or find the checkpoint to go on from. Raises SheenError rather than mix two runs."""
+    """Make the run folder, or find the checkpoint to go on from. Raises SheenError rather than
+    mix two runs.
+    """
     exists = (out / "run.json").is_file()
     if exists and not resume:
-        raise SheenError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
+        raise SheenError(
+            f"{out} already holds a run; add --resume to go on with it, or choose another --out"
+        )
     if not exists and out.is_dir() and any(out.iterdir()):
         raise SheenError(f"{out} is not empty and holds no run; choose another --out")
     if not exists:
@@ -85,13 +103,26 @@ def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool
         return None
     before = json.loads((out / "run.json").read_text("utf-8"))
     if before["data"] != fingerprint(manifest):
-        raise SheenError(f"{out} was trained on other data; resume with the same data, or choose another --out")
-    old = {key: value for key, value in settings(read(out / "recipe.yaml")).items() if key not in FREE}
-    new = {key: value for key, value in settings(override(recipe.model_dump(mode="json"), [])).items() if key not in FREE}
+        raise SheenError(
+            f"{out} was trained on other data; resume with the same data, or choose another --out"
+        )
+    old = {
+        key: value for key, value in settings(read(out / "recipe.yaml")).items() if key not in FREE
+    }
+    new = {
+        key: value
+        for key, value in settings(override(recipe.model_dump(mode="json"), [])).items()
+        if key not in FREE
+    }
     if changed := differences(old, new):
-        raise SheenError(f"{out} was begun with other settings ({changed}); resume with the same, or choose another --out")
+        raise SheenError(
+            f"{out} was begun with other settings ({changed}); resume with the same, or "
+            f"choose another --out"
+        )
     start = checkpoints.newest(out)
-    console.say(f"resuming from {start}" if start else f"{out} has no checkpoint yet: starting from step 0")
+    console.say(
+        f"resuming from {start}" if start else f"{out} has no checkpoint yet: starting from step 0"
+    )
     if start is None:
         (out / "metrics.jsonl").unlink(missing_ok=True)
     return start
@@ -108,7 +139,10 @@ def settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def fingerprint(manifest: dict[str, Any]) -> dict[str, Any]:
     """What identifies prepared data: the hashes of its rows and artifacts."""
-    return {"rows": {name: facts["sha256"] for name, facts in manifest["splits"].items()}, "artifacts": manifest["artifacts"]}
+    return {
+        "rows": {name: facts["sha256"] for name, facts in manifest["splits"].items()},
+        "artifacts": manifest["artifacts"],
+    }
 
 
 def about(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -120,5 +154,9 @@ def about(manifest: dict[str, Any]) -> dict[str, Any]:
         "format": 1,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": fingerprint(manifest),
-        "versions": {"sheen": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {
+            "sheen": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
     }

@@ -1,4 +1,6 @@
-"""Data set -> clips -> the backbone's rows -> train, validation and test files, with every refused clip on record."""
+"""Data set -> clips -> the backbone's rows -> train, validation and test files, with every
+refused clip on record.
+"""
 
 import hashlib
 import json
@@ -21,30 +23,43 @@ from sheen_cli.types import Clip, Entry, Row, Skip
 SPLITS = ("train", "validation", "test")
 
 
-def prepare(recipe: Recipe[Any], backbone: Backbone, out: Path, overwrite: bool = False) -> dict[str, Any]:
+def prepare(
+    recipe: Recipe[Any], backbone: Backbone, out: Path, overwrite: bool = False
+) -> dict[str, Any]:
     """Fill `out` with rows, artifacts, rejected.jsonl and, last, dataset.json, which is returned.
 
-    A finished folder made from the same settings is kept; one made from others is refused unless `overwrite`.
+    A finished folder made from the same settings is kept; one made from others is refused unless
+    `overwrite`.
     """
     if recipe.data.dataset is None:
-        raise SheenError(f"which data? give --dataset PATH (the recipe's data.dataset is empty); see `{HELP}`")
+        raise SheenError(
+            f"which data? give --dataset PATH (the recipe's data.dataset is empty); see `{HELP}`"
+        )
     source = Source(recipe.data.dataset, recipe, backbone.spec)
     made_from = request(recipe, backbone)
     if (out / rows.MANIFEST).is_file():
         finished = rows.manifest(out)
         if finished["made_from"] == made_from and not overwrite:
-            console.say(f"{out} is already prepared from this; nothing to do (--overwrite makes it anew)")
+            console.say(
+                f"{out} is already prepared from this; nothing to do (--overwrite makes it anew)"
+            )
             return finished
         if not overwrite:
             changed = differences(finished["made_from"], made_from)
-            raise SheenError(f"{out} holds data made otherwise ({changed}); choose another --out or add --overwrite")
+            raise SheenError(
+                f"{out} holds data made otherwise ({changed}); choose another --out or add "
+                f"--overwrite"
+            )
         (out / rows.MANIFEST).unlink()
     clips = Clips(source, recipe, backbone.spec.sample_rate)
     out.mkdir(parents=True, exist_ok=True)
     kept = spool(recipe, backbone, clips, out)
     refused = write_rejected(out / "rejected.jsonl", clips.rejected)
     if not kept:
-        raise SheenError(f"no usable row in {source.where}: {tally(refused) or 'it is empty'}; see {out}/rejected.jsonl")
+        raise SheenError(
+            f"no usable row in {source.where}: {tally(refused) or 'it is empty'}; see "
+            f"{out}/rejected.jsonl"
+        )
     value = {
         "format": 1,
         "sheen": __version__,
@@ -67,7 +82,11 @@ HELP = "sheen prepare --help"
 
 def request(recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
     """Everything that decides what the rows are."""
-    return {"backbone": backbone.name, "data": recipe.data.model_dump(mode="json"), "model": prepared_by(recipe, backbone)}
+    return {
+        "backbone": backbone.name,
+        "data": recipe.data.model_dump(mode="json"),
+        "model": prepared_by(recipe, backbone),
+    }
 
 
 def prepared_by(recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
@@ -92,17 +111,23 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+        found |= (
+            flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+        )
     return found
 
 
 class Clips:
-    """The source's good clips; each pass decodes anew. Remembers what a pass handed out, and what it refused."""
+    """The source's good clips; each pass decodes anew. Remembers what a pass handed out, and what
+    it refused.
+    """
 
     def __init__(self, source: Source, recipe: Recipe[Any], rate: int) -> None:
         self.source, self.data, self.rate = source, recipe.data, rate
         self.pending: deque[Pending] = deque()
-        self.rejected: dict[int, Row] = {}  # by position in the source, so that a second pass counts nothing twice
+        self.rejected: dict[
+            int, Row
+        ] = {}  # by position in the source, so that a second pass counts nothing twice
 
     def __iter__(self) -> Iterator[Clip]:
         self.pending.clear()
@@ -120,7 +145,9 @@ class Clips:
                 continue
             assert isinstance(entry, Entry)
             seen.add(clip.id)
-            self.pending.append(Pending(clip.id, clip.text, len(clip.audio) / clip.rate, position, entry))
+            self.pending.append(
+                Pending(clip.id, clip.text, len(clip.audio) / clip.rate, position, entry)
+            )
             yield clip
 
     def clip(self, entry: Entry | Rejected) -> Clip:
@@ -133,7 +160,12 @@ class Clips:
         return Clip(name, text, samples, self.rate, entry.speaker, entry.language, entry.split)
 
     def reject(self, position: int, name: str | None, reason: str, detail: str) -> None:
-        self.rejected[position] = {"name": name, "position": position, "reason": reason, "detail": detail}
+        self.rejected[position] = {
+            "name": name,
+            "position": position,
+            "reason": reason,
+            "detail": detail,
+        }
 
 
 @dataclass(frozen=True)
@@ -148,7 +180,9 @@ class Pending:
 
 
 def clean(text: str) -> str:
-    """NFC, without white space around. Raises Rejected for text that is empty or cannot be written as UTF-8."""
+    """NFC, without white space around. Raises Rejected for text that is empty or cannot be
+    written as UTF-8.
+    """
     text = unicodedata.normalize("NFC", text).strip()
     if not text:
         raise Rejected("empty-text", "nothing to say")
@@ -156,7 +190,9 @@ def clean(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise Rejected("bad-text", "it holds a lone surrogate") from None
-    if any(unicodedata.category(character) == "Cc" and character not in "\t\n\r" for character in text):
+    if any(
+        unicodedata.category(character) == "Cc" and character not in "\t\n\r" for character in text
+    ):
         raise Rejected("bad-text", "it holds control characters")
     return text
 
@@ -173,7 +209,9 @@ class Kept:
 
 
 def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> list[Kept]:
-    """Run the backbone's prepare hook; all rows go to one spool file, since their split needs their number."""
+    """Run the backbone's prepare hook; all rows go to one spool file, since their split needs
+    their number.
+    """
     kept: list[Kept] = []
     offset = 0
     with (
@@ -184,19 +222,27 @@ def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> l
         produced = backbone.hook.prepare(recipe=recipe, clips=clips, artifacts=artifacts)
         for done, row in enumerate(produced, 1):
             if not clips.pending:
-                raise AssertionError(f"backbone {backbone.name}: prepare() gave more rows than it read clips")
+                raise AssertionError(
+                    f"backbone {backbone.name}: prepare() gave more rows than it read clips"
+                )
             clip = clips.pending.popleft()
             line = finish(row, clip, backbone)
             if isinstance(line, Skip):
                 clips.reject(clip.position, clip.entry.name, line.reason, line.detail)
                 continue
             stream.write(line)
-            group = (clip.entry.speaker or "") if recipe.data.split_by == "speaker" else clip.text.casefold()
+            group = (
+                (clip.entry.speaker or "")
+                if recipe.data.split_by == "speaker"
+                else clip.text.casefold()
+            )
             kept.append(Kept(offset, len(line), clip.seconds, clip.entry.split, group))
             offset += len(line)
             tick(done, clip.id)
         if clips.pending:
-            raise AssertionError(f"backbone {backbone.name}: prepare() gave no row for {len(clips.pending)} clips")
+            raise AssertionError(
+                f"backbone {backbone.name}: prepare() gave no row for {len(clips.pending)} clips"
+            )
     return kept
 
 
@@ -215,7 +261,9 @@ def finish(row: Row | Skip, clip: Pending, backbone: Backbone) -> bytes | Skip:
         "speaker": clip.entry.speaker,
         "language": clip.entry.language,
     }
-    extra = {key: value for key, value in clip.entry.extra.items() if key not in base and key not in row}
+    extra = {
+        key: value for key, value in clip.entry.extra.items() if key not in base and key not in row
+    }
     try:
         return rows.encode({**base, **extra, **row})
     except ValueError as error:
@@ -242,20 +290,28 @@ def split(recipe: Recipe[Any], kept: list[Kept], out: Path) -> dict[str, Any]:
 
             rows.write(path, lines())
             seconds = sum(row.seconds for row in mine)
-            report[name] = {"rows": len(mine), "hours": round(seconds / 3600, 4), "sha256": sha256(path)}
+            report[name] = {
+                "rows": len(mine),
+                "hours": round(seconds / 3600, 4),
+                "sha256": sha256(path),
+            }
     (out / "spool").unlink()
     return report
 
 
 def assign(recipe: Recipe[Any], kept: list[Kept]) -> list[str]:
-    """Each row's split: the source's own where it has one, else by hash of (seed, group), whole groups together.
+    """Each row's split: the source's own where it has one, else by hash of (seed, group), whole
+    groups together.
 
-    A share above zero yields at least one validation row, wherever two groups exist; training always keeps one.
+    A share above zero yields at least one validation row, wherever two groups exist; training
+    always keeps one.
     """
     if any(row.split for row in kept):
         return [row.split or "train" for row in kept]
     sizes = Counter(row.group for row in kept)
-    order = sorted(sizes, key=lambda group: hashlib.sha256(f"{recipe.data.seed}:{group}".encode()).digest())
+    order = sorted(
+        sizes, key=lambda group: hashlib.sha256(f"{recipe.data.seed}:{group}".encode()).digest()
+    )
     wanted, chosen = recipe.data.validation * len(kept), set[str]()
     for group in order[:-1]:
         if sum(sizes[each] for each in chosen) >= wanted:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from sheen_cli.errors import SheenError
 from sheen_cli.files import write_text
@@ -22,7 +30,9 @@ from sheen_cli.hookspecs import GROUP
 class Section(BaseModel):
     """A group of recipe keys: frozen, unknown keys refused, every default checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class Data(Section):
@@ -34,13 +44,17 @@ class Data(Section):
     max_samples: PositiveInt | None = None
     min_seconds: float = Field(0.2, ge=0)
     max_seconds: PositiveFloat = 30.0
-    validation: float = Field(0.05, ge=0, lt=1)  # share of rows, where the source has no split of its own
+    validation: float = Field(
+        0.05, ge=0, lt=1
+    )  # share of rows, where the source has no split of its own
     split_by: Literal["text", "speaker"] = "text"  # rows equal in this never stand on both sides
     seed: int = 42
 
 
 class Train(Section):
-    """The optimisation. It ends with the first of max_steps, epochs and max_minutes to be reached."""
+    """The optimisation. It ends with the first of max_steps, epochs and max_minutes to be
+    reached.
+    """
 
     max_steps: PositiveInt | None = None  # optimizer steps
     epochs: PositiveInt | None = None
@@ -48,16 +62,22 @@ class Train(Section):
     learning_rate: PositiveFloat = 2e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     floor: float = Field(0.0, ge=0, le=1)  # the schedule's end, as a share of learning_rate
-    warmup_steps: int = Field(100, ge=0)  # at most a tenth of the steps, where their number is known
+    warmup_steps: int = Field(
+        100, ge=0
+    )  # at most a tenth of the steps, where their number is known
     weight_decay: float = Field(0.01, ge=0)  # of matrices; never of norms, biases and embeddings
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     clip_norm: PositiveFloat | None = 1.0
     batch_size: PositiveInt = 4  # rows of one forward pass, per process
     accumulate: PositiveInt = 1  # forward passes of one optimizer step
-    bucket: PositiveInt = 50  # optimizer steps whose rows are sorted by length together; 1: no sorting
+    bucket: PositiveInt = (
+        50  # optimizer steps whose rows are sorted by length together; 1: no sorting
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    threads: PositiveInt | Literal["auto"] | None = None  # CPU threads; auto: time a few and take the fastest
+    threads: PositiveInt | Literal["auto"] | None = (
+        None  # CPU threads; auto: time a few and take the fastest
+    )
     workers: int = Field(0, ge=0)  # processes that read and collate
     validate_every: PositiveInt = 500  # steps
     save_every: PositiveInt = 500  # steps
@@ -107,7 +127,9 @@ class Named:
 
 
 def folders() -> Iterator[Path]:
-    """Where recipes lie: sheen's own, in the wheel or the checkout, then each plugin package's `recipes/`."""
+    """Where recipes lie: sheen's own, in the wheel or the checkout, then each plugin package's
+    `recipes/`.
+    """
     package = Path(__file__).parent
     yield package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
     for top in sorted({point.module.partition(".")[0] for point in entry_points(group=GROUP)}):
@@ -137,7 +159,9 @@ def find(name: str) -> Path:
         return Path(name)
     names = {recipe.name: recipe.path for recipe in shipped()}
     if name not in names:
-        raise SheenError(f"no recipe named '{name}'{did_you_mean(name, names)}; `sheen recipes list` shows all")
+        raise SheenError(
+            f"no recipe named '{name}'{did_you_mean(name, names)}; `sheen recipes list` shows all"
+        )
     return names[name]
 
 
@@ -153,8 +177,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Apply `section.key=value` settings in order; values are read as YAML. Raises SheenError on another form."""
-    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    """Apply `section.key=value` settings in order; values are read as YAML. Raises SheenError on
+    another form.
+    """
+    result = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in values.items()
+    }
     for setting in settings:
         path, equals, text = setting.partition("=")
         keys = path.split(".")
@@ -174,12 +202,15 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 
 
 def validate(values: Mapping[str, Any], options: type[Section], where: str) -> Recipe[Any]:
-    """Check values against the sections and the backbone's options; all errors in one SheenError."""
+    """Check values against the sections and the backbone's options; all errors in one "
+    "SheenError."""
     try:
         return Recipe[options].model_validate({"model": {}, **values})  # type: ignore[valid-type]
     except ValidationError as error:
         lines = [_explain(detail, options) for detail in error.errors()]
-        raise SheenError("\n  ".join([f"{where} has {len(lines)} error{'s'[: len(lines) > 1]}:", *lines])) from None
+        raise SheenError(
+            "\n  ".join([f"{where} has {len(lines)} error{'s'[: len(lines) > 1]}:", *lines])
+        ) from None
 
 
 def _explain(detail: Any, options: type[Section]) -> str:
@@ -188,7 +219,7 @@ def _explain(detail: Any, options: type[Section]) -> str:
         reason = detail["msg"].removeprefix("Value error, ")
         given = "" if isinstance(detail["input"], dict) else f" (given: {detail['input']!r})"
         return f"{'.'.join(path)}: {reason}{given}"
-    section: Any = {"model": options}.get(path[0], None) if len(path) > 1 else Recipe
+    section: Any = {"model": options}.get(path[0]) if len(path) > 1 else Recipe
     if section is None:
         section = Recipe.model_fields[path[0]].annotation
     return f"{'.'.join(path)}: unknown key{did_you_mean(path[-1], section.model_fields)}"

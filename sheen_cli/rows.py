@@ -1,10 +1,13 @@
-"""Prepared rows on disk: one JSON object a line, an index beside it, and a manifest that is written last.
+"""Prepared rows on disk: one JSON object a line, an index beside it, and a manifest that is
+written last.
 
-`train.jsonl` stays readable by anything. The index holds offset, size, checksum and seconds of each row, so opening
-and bucketing parse nothing and memory does not grow with the corpus; it is derived and rebuilt at will.
+`train.jsonl` stays readable by anything. The index holds offset, size, checksum and seconds of
+each row, so opening and bucketing parse nothing and memory does not grow with the corpus; it is
+derived and rebuilt at will.
 """
 
 import json
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,14 +29,18 @@ def write(path: Path, lines: Iterator[bytes]) -> int:
     with replacing(path) as stream:
         for line in lines:
             stream.write(line)
-            entries.append((offset, len(line), zlib.crc32(line), json.loads(line).get("duration") or 0.0))
+            entries.append(
+                (offset, len(line), zlib.crc32(line), json.loads(line).get("duration") or 0.0)
+            )
             offset += len(line)
     write_index(path, entries)
     return len(entries)
 
 
 def encode(row: Row) -> bytes:
-    """One line of a rows file. Raises ValueError for what JSON cannot hold (NaN, arrays, tensors)."""
+    """One line of a rows file. Raises ValueError for what JSON cannot hold (NaN, arrays,
+    tensors).
+    """
     try:
         return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     except (TypeError, UnicodeEncodeError) as error:
@@ -52,14 +59,18 @@ def index_path(path: Path) -> Path:
 
 
 def read_index(path: Path) -> np.ndarray:
-    """The rows file's index, rebuilt where it is missing, older than the rows or of another length."""
+    """The rows file's index, rebuilt where it is missing, older than the rows or of another
+    length.
+    """
     beside, size = index_path(path), path.stat().st_size
     if beside.is_file() and beside.stat().st_mtime_ns >= path.stat().st_mtime_ns:
         try:
-            index = np.load(beside, allow_pickle=False)
+            index = np.asarray(np.load(beside, allow_pickle=False))
         except (ValueError, EOFError, OSError):
             index = np.array([], INDEX)
-        if index.dtype == INDEX and (int(index[-1]["offset"]) + int(index[-1]["size"]) == size if len(index) else not size):
+        if index.dtype == INDEX and (
+            int(index[-1]["offset"]) + int(index[-1]["size"]) == size if len(index) else not size
+        ):
             return index
     entries, offset = [], 0
     with path.open("rb") as stream:
@@ -85,39 +96,47 @@ def parse(line: bytes, path: Path, number: int) -> Row:
 
 
 class Rows(Sequence[Row]):
-    """A rows file by position. Each process opens its own handle; `codebooks` (sizes) bounds the codes."""
+    """A rows file by position. Each process opens its own handle; `codebooks` (sizes) bounds the
+    codes.
+    """
 
     def __init__(self, path: Path, codebooks: tuple[int, ...] | None = None) -> None:
         self.path, self.codebooks = path, codebooks
-        self.index = read_index(path)
+        self.table = read_index(path)
         self._stream: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stream": None}
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.table)
 
     @property
     def seconds(self) -> np.ndarray:
         """Duration of each row, float32 (n,)."""
-        return np.asarray(self.index["seconds"])
+        return np.asarray(self.table["seconds"])
 
     def __getitem__(self, position: Any) -> Any:
         if isinstance(position, slice):
             return [self[i] for i in range(*position.indices(len(self)))]
-        entry = self.index[position]
+        entry = self.table[position]
         if self._stream is None:
             self._stream = self.path.open("rb")
+            weakref.finalize(self, self._stream.close)
         self._stream.seek(int(entry["offset"]))
         line = self._stream.read(int(entry["size"]))
         if zlib.crc32(line) != int(entry["crc"]):
             raise SheenError(
-                f"{self.path}: row {position + 1} is not what was indexed; if the file was edited on purpose, "
+                f"{self.path}: row {position + 1} is not what was indexed; if the file was "
+                f"edited on purpose, "
                 f"delete {index_path(self.path).name}, else prepare it again"
             )
         row = parse(line, self.path, position + 1)
-        if self.codebooks and "audio_codes" in row and (problem := bad_codes(row["audio_codes"], self.codebooks)):
+        if (
+            self.codebooks
+            and "audio_codes" in row
+            and (problem := bad_codes(row["audio_codes"], self.codebooks))
+        ):
             raise SheenError(f"{self.path}:{position + 1}: {problem}")
         return row
 
@@ -129,19 +148,28 @@ def bad_codes(codes: Any, codebooks: tuple[int, ...]) -> str | None:
     except ValueError:
         return "audio_codes: the frames differ in length"
     if array.ndim != 2 or array.shape[1] != len(codebooks) or array.dtype.kind not in "iu":
-        return f"audio_codes: whole numbers, frames x {len(codebooks)} are wanted, not {array.dtype} {array.shape}"
+        return (
+            f"audio_codes: whole numbers, frames x {len(codebooks)} are wanted, not "
+            f"{array.dtype} {array.shape}"
+        )
     wrong = np.argwhere((array < 0) | (array >= np.array(codebooks)))
     if not len(wrong):
         return None
     frame, book = (int(i) for i in wrong[0])
-    return f"audio_codes: frame {frame}, codebook {book}: {array[frame, book]} is not in 0..{codebooks[book] - 1}"
+    return (
+        f"audio_codes: frame {frame}, codebook {book}: {array[frame, book]} is not in "
+        f"0..{codebooks[book] - 1}"
+    )
 
 
 def manifest(folder: Path) -> dict[str, Any]:
     """The data folder's dataset.json. Raises SheenError where preparation has not finished."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise SheenError(f"{folder} holds no prepared data ({MANIFEST} is missing); run `sheen prepare --out {folder}`")
+        raise SheenError(
+            f"{folder} holds no prepared data ({MANIFEST} is missing); run `sheen prepare "
+            f"--out {folder}`"
+        )
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:

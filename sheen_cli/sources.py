@@ -1,4 +1,6 @@
-"""Data sets as entries: a folder with metadata.csv, a .jsonl, or what the backbone's package embeds."""
+"""Data sets as entries: a folder with metadata.csv, a .jsonl, or what the backbone's package
+embeds.
+"""
 
 import csv
 import json
@@ -13,32 +15,56 @@ from sheen_cli.types import BackboneSpec, Entry
 
 # Column names that people already use, the first found wins; `data.columns` overrides them.
 ALIASES = {
-    "audio": ("audio", "file_name", "audio_file", "audio_filepath", "path", "wav", "filename", "file", "id"),
+    "audio": (
+        "audio",
+        "file_name",
+        "audio_file",
+        "audio_filepath",
+        "path",
+        "wav",
+        "filename",
+        "file",
+        "id",
+    ),
     "text": ("text", "normalized_text", "sentence", "transcription", "transcript"),
     "speaker": ("speaker", "speaker_id", "speaker_name", "spk", "client_id"),
     "language": ("language", "lang", "locale"),
     "split": ("split",),
 }
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 ENDINGS = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus")
 
 Listed = Entry | Rejected  # a bad line is an item of its own, so that it can be named and counted
 
 
 class Source:
-    """The entries of one data set, which can be listed again and again. `where` names it for people."""
+    """The entries of one data set, which can be listed again and again. `where` names it for
+    people.
+    """
 
     def __init__(self, dataset: str, recipe: Recipe[Any], spec: BackboneSpec) -> None:
         self.where, self.recipe, self.spec = dataset, recipe, spec
         self.path = Path(dataset).expanduser()
         self.embedded = dataset in spec.datasets
         if not self.embedded and not self.path.exists():
-            known = f", nor a data set that the backbone embeds ({', '.join(spec.datasets)})" if spec.datasets else ""
+            known = (
+                f", nor a data set that the backbone embeds ({', '.join(spec.datasets)})"
+                if spec.datasets
+                else ""
+            )
             raise SheenError(f"--dataset {dataset}: neither a folder nor a .jsonl file{known}")
         if self.path.is_dir() and not self.embedded and not (self.path / "metadata.csv").is_file():
             raise SheenError(f"--dataset {dataset}: the folder has no metadata.csv")
         if self.path.is_file() and not self.embedded and self.path.suffix != ".jsonl":
-            raise SheenError(f"--dataset {dataset}: a file must be a .jsonl; for others give the folder")
+            raise SheenError(
+                f"--dataset {dataset}: a file must be a .jsonl; for others give the folder"
+            )
 
     def __iter__(self) -> Iterator[Listed]:
         if self.embedded:
@@ -49,19 +75,31 @@ class Source:
         folder = self.path if self.path.is_dir() else self.path.parent
         file = self.path / "metadata.csv" if self.path.is_dir() else self.path
         rows: Iterable[tuple[int, dict[str, Any] | Rejected]]
-        rows = read_csv(file, self.recipe.data.columns) if file.suffix == ".csv" else read_jsonl(file)
+        rows = (
+            read_csv(file, self.recipe.data.columns) if file.suffix == ".csv" else read_jsonl(file)
+        )
         for line, row in rows:
             if isinstance(row, Rejected):
                 yield row
                 continue
             try:
-                yield entry(row, folder, self.recipe.data.columns, self.recipe.data.language, contained=folder == self.path)
+                yield entry(
+                    row,
+                    folder,
+                    self.recipe.data.columns,
+                    self.recipe.data.language,
+                    contained=folder == self.path,
+                )
             except Rejected as rejected:
                 yield Rejected(rejected.reason, f"{file.name}:{line}: {rejected.detail}")
 
 
-def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
-    """Rows of a metadata.csv with their line numbers: LJSpeech's `id|text|normalised`, or with a header, `|` or `,`."""
+def read_csv(
+    path: Path, columns: Mapping[str, str]
+) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
+    """Rows of a metadata.csv with their line numbers: LJSpeech's `id|text|normalised`, or with a
+    header, `|` or `,`.
+    """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -69,13 +107,21 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict
     if not any(lines):
         raise SheenError(f"{path} is empty")
     piped = "|" in lines[0]
-    reader = csv.reader(lines, delimiter="|" if piped else ",", quoting=csv.QUOTE_NONE if piped else csv.QUOTE_MINIMAL)
+    reader = csv.reader(
+        lines,
+        delimiter="|" if piped else ",",
+        quoting=csv.QUOTE_NONE if piped else csv.QUOTE_MINIMAL,
+    )
     first = [cell.strip() for cell in next(reader)]
     names = first if headed(first, columns) else None
     if names is None:
         if not piped:
-            raise SheenError(f"{path}: no header names an audio and a text column; known names: {known_columns()}")
+            raise SheenError(
+                f"{path}: no header names an audio and a text column; known names: "
+                f"{known_columns()}"
+            )
         reader = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
+    row: dict[str, Any] | Rejected
     for cells in reader:
         if not cells:
             continue
@@ -84,13 +130,17 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict
         elif len(cells) == len(names):
             row = dict(zip(names, cells, strict=True))
         else:
-            row = Rejected("bad-row", f"{path.name}:{reader.line_num}: {len(cells)} cells, the header has {len(names)}")
+            row = Rejected(
+                "bad-row",
+                f"{path.name}:{reader.line_num}: {len(cells)} cells, the header has {len(names)}",
+            )
         yield reader.line_num, row
 
 
 def headed(cells: list[str], columns: Mapping[str, str]) -> bool:
     return all(
-        columns.get(field) in cells or any(alias in [cell.lower() for cell in cells] for alias in ALIASES[field])
+        columns.get(field) in cells
+        or any(alias in [cell.lower() for cell in cells] for alias in ALIASES[field])
         for field in ("audio", "text")
     )
 
@@ -116,19 +166,29 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
 
 
 def entry(
-    row: Mapping[str, Any], folder: Path, columns: Mapping[str, str], language: str | None, contained: bool
+    row: Mapping[str, Any],
+    folder: Path,
+    columns: Mapping[str, str],
+    language: str | None,
+    contained: bool,
 ) -> Entry:
     """One row as an Entry; audio is found relative to the row's file. Raises Rejected."""
     values, used = {}, set()
     for field, aliases in ALIASES.items():
-        names = [columns[field]] if field in columns else [name for name in row if name.lower() in aliases]
+        names = (
+            [columns[field]]
+            if field in columns
+            else [name for name in row if name.lower() in aliases]
+        )
         names.sort(key=lambda name: aliases.index(name.lower()) if name.lower() in aliases else 0)
         if names and names[0] in row:
             values[field] = row[names[0]]
             used.add(names[0])
     audio, text = values.get("audio"), values.get("text")
     if not isinstance(audio, str) or not audio:
-        raise Rejected("missing-audio", f"no audio column; known names: {', '.join(ALIASES['audio'])}")
+        raise Rejected(
+            "missing-audio", f"no audio column; known names: {', '.join(ALIASES['audio'])}"
+        )
     if not isinstance(text, str):
         raise Rejected("empty-text", f"no text column; known names: {', '.join(ALIASES['text'])}")
     return Entry(
@@ -143,7 +203,9 @@ def entry(
 
 
 def locate(audio: str, folder: Path, contained: bool) -> Path:
-    """The file that a row means: as written, under wavs/, or with an ending added. A folder's rows stay inside it."""
+    """The file that a row means: as written, under wavs/, or with an ending added. A folder's
+    rows stay inside it.
+    """
     if "\0" in audio:
         raise Rejected("missing-audio", "the audio's name holds a NUL")
     for base in (folder, folder / "wavs"):

@@ -22,12 +22,16 @@ class Voice:
         self.checkpoint = checkpoints.resolve(checkpoint)
         values = read(self.checkpoint / "recipe.yaml")
         self.backbone = backbones.load(values["backbone"])
-        self.recipe: Recipe[Any] = validate(values, self.backbone.spec.options, f"{self.checkpoint}/recipe.yaml")
+        self.recipe: Recipe[Any] = validate(
+            values, self.backbone.spec.options, f"{self.checkpoint}/recipe.yaml"
+        )
         self.model = self.backbone.hook.load(recipe=self.recipe, checkpoint=self.checkpoint)
         self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def speak(self, requests: Sequence[Request]) -> Iterator[Audio]:
-        """One Audio a request, in order. Raises SheenError for a text that the backbone cannot speak."""
+        """One Audio a request, in order. Raises SheenError for a text that the backbone cannot
+        speak.
+        """
         yield from self.backbone.hook.synth(recipe=self.recipe, model=self.model, requests=requests)
 
 
@@ -49,7 +53,9 @@ def figures(speech: Audio, seconds: float | None = None) -> dict[str, Any]:
 
 
 def write(voice: Voice, requests: Sequence[Request], paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Speak each request into its file; returns text, wav and figures of each. Empty output is an error."""
+    """Speak each request into its file; returns text, wav and figures of each. Empty output is an
+    error.
+    """
     report = []
     started = time.perf_counter()
     with console.progress("speaking", len(requests)) as tick:
@@ -57,9 +63,18 @@ def write(voice: Voice, requests: Sequence[Request], paths: Sequence[Path]) -> l
             zip(voice.speak(requests), requests, paths, strict=True), 1
         ):
             if not len(speech.samples):
-                raise SheenError(f"the model said nothing for {request.text!r}: it stopped at once; train it longer")
+                raise SheenError(
+                    f"the model said nothing for {request.text!r}: it stopped at once; "
+                    f"train it longer"
+                )
             audio.write(path, speech.samples, speech.rate)
-            report.append({"text": request.text, "wav": str(path), **figures(speech, time.perf_counter() - started)})
+            report.append(
+                {
+                    "text": request.text,
+                    "wav": str(path),
+                    **figures(speech, time.perf_counter() - started),
+                }
+            )
             started = time.perf_counter()
             tick(number, path.name)
     return report
@@ -69,7 +84,10 @@ def line(facts: dict[str, Any]) -> str:
     """One output's figures for people."""
     frames = "" if facts["frames"] is None else f"{facts['frames']} frames, "
     stop = "ended by itself" if facts["stop"] == "end" else "CUT OFF at its length limit"
-    return f"{facts['wav']}: {frames}{facts['seconds']:.2f} s, RMS {facts['rms']:.3f}, peak {facts['peak']:.2f}, {stop}"
+    return (
+        f"{facts['wav']}: {frames}{facts['seconds']:.2f} s, RMS {facts['rms']:.3f}, peak "
+        f"{facts['peak']:.2f}, {stop}"
+    )
 
 
 def numbered(out: Path, count: int) -> list[Path]:
@@ -77,11 +95,15 @@ def numbered(out: Path, count: int) -> list[Path]:
     if count == 1:
         return [out]
     width = max(2, len(str(count)))
-    return [out.with_name(f"{out.stem}-{number:0{width}}{out.suffix}") for number in range(1, count + 1)]
+    return [
+        out.with_name(f"{out.stem}-{number:0{width}}{out.suffix}") for number in range(1, count + 1)
+    ]
 
 
 def texts(text: str | None, file: Path | None, piped: str | None) -> list[str]:
-    """The sentences to speak, from --text, --text-file (a line each) or standard input. Raises SheenError if none."""
+    """The sentences to speak, from --text, --text-file (a line each) or standard input. Raises
+    SheenError if none.
+    """
     if text is not None and file is not None:
         raise SheenError("give --text or --text-file, not both")
     if file is not None and not file.is_file():
@@ -92,7 +114,9 @@ def texts(text: str | None, file: Path | None, piped: str | None) -> list[str]:
         lines = (file.read_text("utf-8-sig") if file is not None else piped or "").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
-        raise SheenError("there is no text to speak; give --text, --text-file or lines on standard input")
+        raise SheenError(
+            "there is no text to speak; give --text, --text-file or lines on standard input"
+        )
     return lines
 
 
@@ -100,6 +124,9 @@ def newest_run(runs: Path) -> Path:
     """The best checkpoint of the run that was saved last. Raises SheenError where there is none."""
     found = sorted(runs.glob("*/best"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise SheenError(f"no checkpoint was named and {runs}/ holds no run; train one, or name a checkpoint folder")
+        raise SheenError(
+            f"no checkpoint was named and {runs}/ holds no run; train one, or name a "
+            f"checkpoint folder"
+        )
     console.say(f"speaking with {found[-1]}, the newest run's best")
     return found[-1]

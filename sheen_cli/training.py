@@ -1,4 +1,4 @@
-"""The training loop, once for all backbones: exact accumulation, validation, checkpoints, resume."""
+"""The training loop, once for all: exact accumulation, validation, checkpoints, resume."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from sheen_cli import checkpoints, console
 from sheen_cli.backbones import Backbone
-from sheen_cli.batching import MicroBatches, Micro, Places, seed_of, validation_batches
+from sheen_cli.batching import Micro, MicroBatches, Places, seed_of, validation_batches
 from sheen_cli.errors import SheenError
 from sheen_cli.files import write_text
 from sheen_cli.recipe import Recipe, Train
@@ -63,7 +63,9 @@ class Run:
     accelerator: Accelerator = field(default_factory=lambda: Accelerator(mixed_precision="no"))
 
     def fit(self, model: nn.Module, save: Save, groups: Sequence[Group] | None = None) -> None:
-        """Train `model` by the recipe. `save(model, folder)` writes what `load` needs to give the same model back."""
+        """Train `model` by the recipe. `save(model, folder)` writes what `load` needs to give the
+        same model back.
+        """
         fit(self, model, save, groups if groups is not None else default_groups(model))
 
 
@@ -72,8 +74,15 @@ def accelerator(train: Train) -> Accelerator:
 
 
 def default_groups(model: nn.Module) -> list[Group]:
-    """All trainable parameters; weight decay for matrices alone, not for norms, biases and embeddings."""
-    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    """All trainable parameters; weight decay for matrices alone, not for norms, biases and
+    embeddings.
+    """
+    tables = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for p in module.parameters()
+    }
     trainable = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in tables]
     chosen = {id(p) for p in decayed}
@@ -86,7 +95,9 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
     choose_threads(run, model, progress)
     optimizer = adamw(groups, train)
     if run.resume:
-        optimizer.load_state_dict(torch.load(run.resume / checkpoints.STATE / "optimizer.pt", weights_only=True))
+        optimizer.load_state_dict(
+            torch.load(run.resume / checkpoints.STATE / "optimizer.pt", weights_only=True)
+        )
     model, optimizer = parallel.prepare(model, optimizer)
     data = MicroBatches(run.backbone, run.recipe, run.rows, parallel.num_processes)
     total = total_steps(train, data)
@@ -103,7 +114,9 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
             if progress.step % run.recipe.log.every == 0:
                 log(run, progress, {**record, "learning_rate": rate})
             tick(progress.step, f"loss {record['loss']:.3f}")
-            validate_and_save(run, model, optimizer, save, progress, last=finished(train, total, progress))
+            validate_and_save(
+                run, model, optimizer, save, progress, last=finished(train, total, progress)
+            )
     parallel.wait_for_everyone()
 
 
@@ -135,8 +148,12 @@ def validate_and_save(
     checkpoints.rotate(run.folder, train.keep, best)
 
 
-def optimize(run: Run, model: nn.Module, optimizer: Any, window: list[Micro], rate: float) -> dict[str, float]:
-    """One optimizer step over a window of micro-batches; every target of the window, on every rank, weighs the same."""
+def optimize(
+    run: Run, model: nn.Module, optimizer: Any, window: list[Micro], rate: float
+) -> dict[str, float]:
+    """One optimizer step over a window of micro-batches; every target of the window, on every
+    rank, weighs the same.
+    """
     parallel = run.accelerator
     for group in optimizer.param_groups:
         group["lr"] = group["factor"] * rate
@@ -147,7 +164,9 @@ def optimize(run: Run, model: nn.Module, optimizer: Any, window: list[Micro], ra
         last = turn == len(window) - 1
         with parallel.no_sync(model) if not last else parallel.autocast():
             with parallel.autocast():
-                loss = run.backbone.hook.loss(recipe=run.recipe, model=model, batch=on(micro.batch, parallel.device))
+                loss = run.backbone.hook.loss(
+                    recipe=run.recipe, model=model, batch=on(micro.batch, parallel.device)
+                )
             # DDP averages gradients over ranks, the objective is a sum over them
             objective = total_loss(loss, counts) * (0.0 if micro.ghost else parallel.num_processes)
             parallel.backward(objective)
@@ -155,7 +174,10 @@ def optimize(run: Run, model: nn.Module, optimizer: Any, window: list[Micro], ra
     record = averages(sums, counts, run)
     if not math.isfinite(record["loss"]):
         names = ", ".join(run.rows[i]["id"] for micro in window for i in micro.rows[:4])
-        raise SheenError(f"the loss is {record['loss']} in a batch with the rows {names} ...; lower train.learning_rate")
+        raise SheenError(
+            f"the loss is {record['loss']} in a batch with the rows {names} ...; lower "
+            f"train.learning_rate"
+        )
     if run.recipe.train.clip_norm is not None:
         norm = parallel.clip_grad_norm_(model.parameters(), run.recipe.train.clip_norm)
         record["gradient_norm"] = float(norm)
@@ -166,7 +188,9 @@ def optimize(run: Run, model: nn.Module, optimizer: Any, window: list[Micro], ra
 
 @torch.no_grad()
 def validate(run: Run, model: nn.Module) -> dict[str, float]:
-    """The loss over all validation rows by the same hook, every target weighing the same; on all ranks together."""
+    """The loss over all validation rows by the same hook, every target weighing the same; on all
+    ranks together.
+    """
     assert run.validation is not None
     parallel, rows = run.accelerator, run.validation
     batches = validation_batches(rows, run.recipe.train.batch_size)
@@ -174,11 +198,17 @@ def validate(run: Run, model: nn.Module) -> dict[str, float]:
     own = []
     mine = batches[parallel.process_index :: parallel.num_processes]
     model.eval()
-    for numbers in mine or batches[:1]:  # a rank without rows counts nothing, but must know the names
-        batch = run.backbone.hook.collate(recipe=run.recipe, rows=[rows[i] for i in numbers], seed=None)
+    for numbers in (
+        mine or batches[:1]
+    ):  # a rank without rows counts nothing, but must know the names
+        batch = run.backbone.hook.collate(
+            recipe=run.recipe, rows=[rows[i] for i in numbers], seed=None
+        )
         with parallel.autocast():
             loss = run.backbone.hook.loss(
-                recipe=run.recipe, model=parallel.unwrap_model(model), batch=on(batch, parallel.device)
+                recipe=run.recipe,
+                model=parallel.unwrap_model(model),
+                batch=on(batch, parallel.device),
             )
         add(sums, loss, 1 if mine else 0)
         own += [batch] * bool(mine)
@@ -194,12 +224,15 @@ def total_loss(loss: Loss, counts: dict[str, float]) -> Tensor:
 def window_counts(batches: list[Batch], run: Run) -> dict[str, float]:
     """Targets of each term over the batches and all ranks."""
     names = run.backbone.spec.terms
-    own = torch.tensor([sum(batch.counts[name] for batch in batches) for name in names], dtype=torch.float64)
+    own = torch.tensor(
+        [sum(batch.counts[name] for batch in batches) for name in names], dtype=torch.float64
+    )
     return dict(zip(names, reduced(own, run), strict=True))
 
 
 def add(sums: dict[str, tuple[float, float]], loss: Loss, weight: int) -> None:
-    """Collect a batch's sums for the log: each term's with its scale, each part's with its count."""
+    """Collect a batch's sums for the log: each term's with its scale, each part's with "
+    "its count."""
     for name, term in loss.terms.items():
         total, _ = sums.get(name, (0.0, 0.0))
         sums[name] = (total + weight * float(term.sum.detach()), term.scale)
@@ -208,10 +241,14 @@ def add(sums: dict[str, tuple[float, float]], loss: Loss, weight: int) -> None:
         sums[f"part {name}"] = (total + weight * float(value), seen + weight * count)
 
 
-def averages(sums: dict[str, tuple[float, float]], counts: dict[str, float], run: Run) -> dict[str, float]:
+def averages(
+    sums: dict[str, tuple[float, float]], counts: dict[str, float], run: Run
+) -> dict[str, float]:
     """loss, loss_TERM and the parts, averaged over all ranks."""
     names = list(sums)
-    own = torch.tensor([[sums[name][0] for name in names], [sums[name][1] for name in names]], dtype=torch.float64)
+    own = torch.tensor(
+        [[sums[name][0] for name in names], [sums[name][1] for name in names]], dtype=torch.float64
+    )
     values = torch.tensor(reduced(own, run), dtype=torch.float64).view(2, -1)
     record = {"loss": 0.0}
     for name, value, weight in zip(names, values[0].tolist(), values[1].tolist(), strict=True):
@@ -238,8 +275,10 @@ def on(batch: Batch, device: torch.device) -> Batch:
 def stream(data: MicroBatches, progress: Progress, parallel: Accelerator) -> Iterator[list[Micro]]:
     """This rank's micro-batches from the saved position on, a window at a time."""
     train = data.recipe.train
-    places = Places(data, progress.epoch, progress.window, parallel.process_index, parallel.num_processes)
-    loader = iter(DataLoader(data, batch_size=None, sampler=places, num_workers=train.workers))  # type: ignore[arg-type]
+    places = Places(
+        data, progress.epoch, progress.window, parallel.process_index, parallel.num_processes
+    )
+    loader = iter(DataLoader(data, batch_size=None, sampler=places, num_workers=train.workers))
     while True:
         yield list(islice(loader, train.accumulate))
 
@@ -264,7 +303,9 @@ def finished(train: Train, total: int | None, progress: Progress) -> bool:
 
 
 def learning_rate(train: Train, total: int | None, progress: Progress) -> float:
-    """Linear warm-up, then the schedule over the share of steps or of time that is used up, whichever is larger."""
+    """Linear warm-up, then the schedule over the share of steps or of time that is used up,
+    whichever is larger.
+    """
     warmup = train.warmup_steps if total is None else min(train.warmup_steps, total // 10)
     if progress.step < warmup:
         return train.learning_rate * (progress.step + 1) / warmup
@@ -272,28 +313,38 @@ def learning_rate(train: Train, total: int | None, progress: Progress) -> float:
     if train.max_minutes is not None:
         used = max(used, progress.seconds / (train.max_minutes * 60))
     used = min(used, 1.0)
-    shape = {"constant": 1.0, "linear": 1 - used, "cosine": (1 + math.cos(math.pi * used)) / 2}[train.schedule]
+    shape = {"constant": 1.0, "linear": 1 - used, "cosine": (1 + math.cos(math.pi * used)) / 2}[
+        train.schedule
+    ]
     return train.learning_rate * (train.floor + (1 - train.floor) * shape)
 
 
 def adamw(groups: Sequence[Group], train: Train) -> torch.optim.AdamW:
-    """AdamW over the groups; each keeps its learning rate as a factor of the recipe's, which the schedule moves."""
+    """AdamW over the groups; each keeps its learning rate as a factor of the recipe's, which the
+    schedule moves.
+    """
     settings = [
         {
             "params": list(group.parameters),
             "factor": (group.learning_rate or train.learning_rate) / train.learning_rate,
-            "weight_decay": train.weight_decay if group.weight_decay is None else group.weight_decay,
+            "weight_decay": train.weight_decay
+            if group.weight_decay is None
+            else group.weight_decay,
         }
         for group in groups
         if len(group.parameters)
     ]
     if not settings:
         raise SheenError("the model has no trainable parameter; nothing would be learnt")
-    return torch.optim.AdamW(settings, lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True)
+    return torch.optim.AdamW(
+        settings, lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True
+    )
 
 
 def seed_torch(seed: int) -> None:
-    """Every step seeds from its number, so that a resumed run draws what an uninterrupted one draws."""
+    """Every step seeds from its number, so that a resumed run draws what an uninterrupted one
+    draws.
+    """
     torch.manual_seed(seed)
 
 
@@ -304,7 +355,9 @@ def restore(run: Run) -> Progress:
     progress = Progress(**state)
     path = run.folder / "metrics.jsonl"
     if run.accelerator.is_main_process and path.is_file():
-        kept = [line for line in path.read_text("utf-8").splitlines() if step_of(line) <= progress.step]
+        kept = [
+            line for line in path.read_text("utf-8").splitlines() if step_of(line) <= progress.step
+        ]
         write_text(path, "".join(f"{line}\n" for line in kept))
     return progress
 
@@ -319,7 +372,12 @@ def step_of(line: str) -> float:
 def log(run: Run, progress: Progress, record: dict[str, float]) -> None:
     """One line of metrics.jsonl."""
     if run.accelerator.is_main_process:
-        line = {"step": progress.step, "epoch": progress.epoch, **record, "seconds": round(progress.seconds, 2)}
+        line = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            **record,
+            "seconds": round(progress.seconds, 2),
+        }
         with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -333,7 +391,9 @@ def agreed(seconds: float, parallel: Accelerator) -> float:
 
 
 def choose_threads(run: Run, model: nn.Module, progress: Progress) -> None:
-    """Set the CPU threads: the recipe's number, the resumed run's, or the fastest of a few tried on a real batch."""
+    """Set the CPU threads: the recipe's number, the resumed run's, or the fastest of a few tried
+    on a real batch.
+    """
     wanted = run.recipe.train.threads
     if run.accelerator.device.type != "cpu" or wanted is None:
         return
@@ -346,11 +406,17 @@ def choose_threads(run: Run, model: nn.Module, progress: Progress) -> None:
 
 
 def fastest_threads(run: Run, model: nn.Module) -> int:
-    """Of 1, 2, 4 ... CPU threads, the number with the shortest forward and backward pass on the first batches."""
+    """Of 1, 2, 4 ... CPU threads, the number with the shortest forward and backward pass on the
+    first batches.
+    """
     data = MicroBatches(run.backbone, run.recipe, run.rows, run.accelerator.num_processes)
-    places = islice(Places(data, 0, 0, run.accelerator.process_index, run.accelerator.num_processes), 3)
+    places = islice(
+        Places(data, 0, 0, run.accelerator.process_index, run.accelerator.num_processes), 3
+    )
     batches = [data[place].batch for place in places]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     tried: dict[int, float] = {}
     for threads in sorted({cores, *(2**n for n in range(8) if 2**n < cores)}):
         torch.set_num_threads(threads)
@@ -358,7 +424,9 @@ def fastest_threads(run: Run, model: nn.Module) -> int:
         for batch in batches:
             start = time.perf_counter()
             loss = run.backbone.hook.loss(recipe=run.recipe, model=model, batch=batch)
-            total_loss(loss, {name: float(count) for name, count in batch.counts.items()}).backward()
+            torch.autograd.backward(
+                total_loss(loss, {name: float(count) for name, count in batch.counts.items()})
+            )
             times.append(time.perf_counter() - start)
         tried[threads] = min(times[1:] or times)  # the first one warms up
     model.zero_grad()

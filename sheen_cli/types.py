@@ -1,4 +1,6 @@
-"""The values that pass between host and backbone. Importing this module imports neither torch nor transformers."""
+"""The values that pass between host and backbone. Importing this module imports neither torch nor
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,17 @@ if TYPE_CHECKING:
 
 API = 1  # of the hooks; raised when a hook changes in a way that implementations notice
 
-Row = dict[str, Any]  # one JSON object of a rows file; "audio_codes", where present, is frames x codebooks
+# One JSON object of a rows file; "audio_codes", where present, is frames x codebooks.
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One utterance as a source lists it, its audio not decoded yet.
 
-    `audio` is a file, the bytes of one, or (samples, rate) with samples (n,) or (n, channels). `split` is "train",
-    "validation" or "test" where the source decides that itself. `extra` holds columns that sheen keeps unread.
+    `audio` is a file, the bytes of one, or (samples, rate) with samples (n,) or (n, channels).
+    `split` is "train", "validation" or "test" where the source decides that itself. `extra` holds
+    columns that sheen keeps unread.
     """
 
     text: str
@@ -38,7 +42,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Clip:
-    """One utterance ready for a codec: `audio` (n,) float32 mono in -1..1 at the backbone's `rate`, finite, not silent."""
+    """One utterance ready for a codec: `audio` (n,) float32 mono in -1..1 at the backbone's
+    `rate`, finite, not silent.
+    """
 
     id: str
     text: str
@@ -51,7 +57,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class Skip:
-    """A backbone's or the host's refusal of one clip: a reason code (`too-long`) and what a person needs to know."""
+    """A backbone's or the host's refusal of one clip: a reason code (`too-long`) and what a
+    person needs to know.
+    """
 
     reason: str
     detail: str = ""
@@ -59,7 +67,9 @@ class Skip:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors for one forward pass, and for each loss term the number of its targets in the batch."""
+    """Tensors for one forward pass, and for each loss term the number of its targets in the
+    batch.
+    """
 
     inputs: dict[str, Tensor]
     counts: dict[str, int]
@@ -67,7 +77,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Term:
-    """One part of the objective: the sum of the losses of its targets, () with gradient, and its weight."""
+    """One part of the objective: the sum of the losses of its targets, () with gradient, and its
+    weight.
+    """
 
     sum: Tensor
     scale: float = 1.0
@@ -75,7 +87,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Loss:
-    """The objective of one batch. The host divides each term's sum by its count over the whole accumulation window.
+    """The objective of one batch. The host divides each term's sum by its count over the whole
+    accumulation window.
 
     `parts` are for the log only: name -> (sum without gradient, count).
     """
@@ -95,8 +108,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Audio:
-    """Speech: `samples` (n,) float32 at `rate`; `codes` (frames, codebooks); per loss term the summed negative
-    log-likelihood of what was emitted, from the raw model; `stop` is "end" or "length"."""
+    """Speech: `samples` (n,) float32 at `rate`; `codes` (frames, codebooks); per loss term the
+    summed negative log-likelihood of what was emitted, from the raw model; `stop` is "end" or
+    "length".
+    """
 
     samples: np.ndarray
     rate: int
@@ -113,9 +128,12 @@ class BackboneSpec:
     sample_rate   of the clips it wants and of the audio it makes, in Hz
     terms         names of the loss terms that `collate` counts and `loss` returns
     recipe        the recipe to use when none is named
-    frame_rate    codec frames a second; codebooks: the size of each codebook. None for a backbone without codes
-    prepared_by   recipe keys ("model.codec") that change prepared rows; training on rows made with others is refused
-    datasets      data sets that the package embeds: name -> function of the recipe that lists the entries
+    frame_rate    codec frames a second; codebooks: the size of each codebook. None for a backbone
+                  without codes
+    prepared_by   recipe keys ("model.codec") that change prepared rows; training on rows made with
+                  others is refused
+    datasets      data sets that the package embeds: name -> function of the recipe that lists the
+                  entries
     """
 
     options: type[Section]

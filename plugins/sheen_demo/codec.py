@@ -1,6 +1,8 @@
-"""The demo's codec: log-mels at 16 kHz, four frames stacked to 20 Hz, residual k-means, Griffin-Lim back.
+"""The demo's codec: log-mels at 16 kHz, four frames stacked to 20 Hz, residual k-means, Griffin-
+Lim back.
 
-Fitted from the data in `prepare` and kept as safetensors, so that it costs no download and no licence.
+Fitted from the data in `prepare` and kept as safetensors, so that it costs no download and no
+licence.
 """
 
 from collections.abc import Iterable
@@ -27,7 +29,9 @@ SIZE = 128  # codes a book
 
 @dataclass(frozen=True)
 class Codec:
-    """Codebooks over stacked log-mels. `books` (4, 128, 320) float32; `mean` and `scale` (80,) normalise the mels."""
+    """Codebooks over stacked log-mels. `books` (4, 128, 320) float32; `mean` and `scale` (80,)
+    normalise the mels.
+    """
 
     books: Tensor
     mean: Tensor
@@ -60,7 +64,9 @@ class Codec:
 
 
 def fit(clips: Iterable[np.ndarray], seed: int = 0, limit: int = 40_000) -> Codec:
-    """Fit the codebooks on up to `limit` codec frames, sampled evenly over all clips (arrays of samples)."""
+    """Fit the codebooks on up to `limit` codec frames, sampled evenly over all clips (arrays of
+    samples).
+    """
     generator = torch.Generator().manual_seed(seed)
     frames = torch.cat([stacked_mels(clip) for clip in clips])
     if len(frames) > limit:
@@ -77,7 +83,9 @@ def fit(clips: Iterable[np.ndarray], seed: int = 0, limit: int = 40_000) -> Code
 
 
 def k_means(points: Tensor, size: int, generator: torch.Generator, rounds: int = 20) -> Tensor:
-    """Lloyd's algorithm; points (n, d) -> centres (size, d). A centre that loses all points moves to the worst one."""
+    """Lloyd's algorithm; points (n, d) -> centres (size, d). A centre that loses all points moves
+    to the worst one.
+    """
     start = torch.randperm(len(points), generator=generator)[:size]
     centres = points[start.repeat(-(-size // len(start)))[:size]].clone()
     for _ in range(rounds):
@@ -104,7 +112,9 @@ def stacked_mels(samples: np.ndarray) -> Tensor:
 
 def stft(wave: Tensor) -> Tensor:
     window = torch.hann_window(WINDOW)
-    return torch.stft(wave, N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True)
+    return torch.stft(
+        wave, N_FFT, HOP, WINDOW, window, center=True, pad_mode="constant", return_complex=True
+    )
 
 
 @cache
@@ -114,7 +124,9 @@ def mel_filters() -> Tensor:
     def mel(hertz: Tensor) -> Tensor:
         return 2595 * torch.log10(1 + hertz / 700)
 
-    edges = torch.linspace(float(mel(torch.tensor(20.0))), float(mel(torch.tensor(RATE / 2))), MELS + 2)
+    edges = torch.linspace(
+        float(mel(torch.tensor(20.0))), float(mel(torch.tensor(RATE / 2))), MELS + 2
+    )
     edges = 700 * (10 ** (edges / 2595) - 1)
     bins = torch.linspace(0, RATE / 2, N_FFT // 2 + 1)
     rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
@@ -124,7 +136,9 @@ def mel_filters() -> Tensor:
 
 
 def magnitudes(mels: Tensor, rounds: int = 30) -> Tensor:
-    """Mel magnitudes (n, 80) -> spectrum (513, n), the non-negative least-squares solution by multiplicative updates."""
+    """Mel magnitudes (n, 80) -> spectrum (513, n), the non-negative least-squares solution by
+    multiplicative updates.
+    """
     filters, target = mel_filters(), mels.T
     spectrum = filters.T @ target
     up = filters.T @ target
@@ -134,7 +148,9 @@ def magnitudes(mels: Tensor, rounds: int = 30) -> Tensor:
 
 
 def griffin_lim(magnitude: Tensor, iterations: int, momentum: float = 0.99) -> np.ndarray:
-    """Spectrum (513, n) -> samples (200 n,) float32 by the fast Griffin-Lim algorithm (Perraudin et al., 2013)."""
+    """Spectrum (513, n) -> samples (200 n,) float32 by the fast Griffin-Lim algorithm (Perraudin
+    et al., 2013).
+    """
     length = magnitude.shape[1] * HOP
     magnitude = torch.cat([magnitude, magnitude[:, -1:]], 1)  # the frame centred on the end
     window = torch.hann_window(WINDOW)
@@ -142,7 +158,9 @@ def griffin_lim(magnitude: Tensor, iterations: int, momentum: float = 0.99) -> n
     angles = torch.exp(2j * torch.pi * torch.rand(magnitude.shape, generator=generator))
     previous = torch.zeros_like(angles)
     for _ in range(iterations):
-        wave = torch.istft(magnitude * angles, N_FFT, HOP, WINDOW, window, center=True, length=length)
+        wave = torch.istft(
+            magnitude * angles, N_FFT, HOP, WINDOW, window, center=True, length=length
+        )
         rebuilt = stft(wave)
         angles = rebuilt - previous * (momentum / (1 + momentum))
         angles = angles / angles.abs().clamp_min(1e-12)

@@ -1,4 +1,6 @@
-"""The demo's generation loop: greedy, cached, many sentences at once. Training never calls it, the tests compare them."""
+"""The demo's generation loop: greedy, cached, many sentences at once. Training never calls it,
+the tests compare them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from sheen_demo.model import AcousticModel
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one sentence starts from: word ids, their paced positions, and the most frames that it may take."""
+    """What one sentence starts from: word ids, their paced positions, and the most frames that it
+    may take.
+    """
 
     words: Sequence[int]
     positions: Sequence[float]
@@ -32,15 +36,19 @@ class Speech:
 
 @torch.inference_mode()
 def generate(model: AcousticModel, prompts: Sequence[Prompt]) -> list[Speech]:
-    """Speak all prompts together. A sentence ends at END or at its limit of frames; the last codes that are under way
-    by then are finished, so no frame is half there."""
+    """Speak all prompts together. A sentence ends at END or at its limit of frames; the last
+    codes that are under way by then are finished, so no frame is half there.
+    """
     device = model.start.device
     words, positions, mask = (tensor.to(device) for tensor in left_padded(prompts))
     limits = torch.tensor([prompt.frames for prompt in prompts], device=device)
-    ends = torch.full_like(limits, 1 << 30)  # the step at which each sentence's frames are complete in book 0
+    ends = torch.full_like(
+        limits, 1 << 30
+    )  # the step at which each sentence's frames are complete in book 0
     rows = torch.cat([model.word(words), model.start.expand(len(prompts), 1, -1)], 1)
     cache = DynamicCache()
-    steps, logits = [], []
+    steps: list[Tensor] = []
+    logits: list[Tensor] = []
     while len(steps) < int(limits.max()) + BOOKS:
         step = len(steps)
         chosen = model.logits(model.trunk_states(rows, positions, mask, cache)[:, -1:])[:, 0]
@@ -67,7 +75,9 @@ def generate(model: AcousticModel, prompts: Sequence[Prompt]) -> list[Speech]:
 def cut(steps: Tensor, logits: Tensor, end: int, limit: int) -> Speech:
     """One sentence out of the batch: its own steps only."""
     length = end + BOOKS - 1
-    return Speech(undelay(steps[:length]).cpu(), steps[:length].cpu(), logits[:length].cpu(), end < limit)
+    return Speech(
+        undelay(steps[:length]).cpu(), steps[:length].cpu(), logits[:length].cpu(), end < limit
+    )
 
 
 def left_padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,12 +1,10 @@
-"""The demo's token layout: a delay pattern over four codebooks, and text positions paced like the audio.
+"""The demo's token layout: a delay pattern over four codebooks.
 
-A row is `words | <audio_start> | step 0 | step 1 | ...`. At audio step s the model predicts book k of frame s - k, so
-the books of one frame are spread over four steps and each is predicted with the coarser ones known. Audio step s
-sits at position s; a word sits at the position where its speech is expected, so that attention by distance finds it.
-Everything here is pure; `undelay` inverts `delay`.
+A row is `words | <audio_start> | step 0 | step 1 | ...`. At audio step s the model predicts book
+k of frame s - k, so the books of one frame are spread over four steps and each is predicted with
+the coarser ones known. Audio step s sits at position s; where the words sit is the matter of
+pace.py. Everything here is pure; `undelay` inverts `delay`.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +27,9 @@ def delay(codes: Tensor) -> Tensor:
 
 
 def undelay(steps: Tensor) -> Tensor:
-    """Steps (S, 4), complete or cut off, -> the codes (T, 4) of all frames whose four books are there."""
+    """Steps (S, 4), complete or cut off, -> the codes (T, 4) of all frames whose four books are
+    there.
+    """
     ends = (steps[:, 0] == END).nonzero().flatten()
     frames = int(ends[0]) if len(ends) else len(steps)
     frames = max(0, min(frames, len(steps) - BOOKS + 1))
@@ -37,18 +37,7 @@ def undelay(steps: Tensor) -> Tensor:
 
 
 def targets(steps: Tensor) -> Tensor:
-    """What each step must predict: the steps themselves, with nothing asked where there is no code."""
+    """What each step must predict: the steps themselves, with nothing asked where there is no
+    code.
+    """
     return steps.masked_fill(steps == BLANK, IGNORE)
-
-
-def paced_positions(words: Sequence[str], frames_per_character: float) -> list[float]:
-    """For each word the frame at which its speech should begin: characters before it, spaces counted, times the pace."""
-    positions, characters = [], 0
-    for word in words:
-        positions.append(characters * frames_per_character)
-        characters += len(word) + 1
-    return positions
-
-
-def expected_frames(words: Sequence[str], frames_per_character: float) -> float:
-    return sum(len(word) + 1 for word in words) * frames_per_character

@@ -1,14 +1,18 @@
-"""The demo's acoustic model: a small LLaMA over words and delayed codec steps, with one head a codebook."""
+"""The demo's acoustic model: a small LLaMA over words and delayed codec steps, with one head a
+codebook.
+"""
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, LlamaModel
 
-from sheen_demo.layout import BLANK, BOOKS, CODES, END
+from sheen_demo.layout import BLANK, BOOKS, END
 
 
 class AcousticModel(nn.Module):
-    """Words (B, L) left-padded, then `<audio_start>` and audio steps; logits (B, S, 4, 129) for the steps that follow."""
+    """Words (B, L) left-padded, then `<audio_start>` and audio steps; logits (B, S, 4, 129) for
+    the steps that follow.
+    """
 
     def __init__(self, words: int, hidden: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -33,29 +37,36 @@ class AcousticModel(nn.Module):
 
     def embed_steps(self, steps: Tensor) -> Tensor:
         """(B, S, 4) -> (B, S, hidden): the sum of the four books' embeddings."""
-        return self.code(steps + torch.arange(BOOKS, device=steps.device) * (BLANK + 1)).sum(2)
+        embedded: Tensor = self.code(steps + torch.arange(BOOKS, device=steps.device) * (BLANK + 1))
+        return embedded.sum(2)
 
     def forward(self, words: Tensor, steps: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """`steps` (B, S - 1, 4) are the known ones; `positions` and `mask` (B, L + S) cover words, start and steps."""
+        """`steps` (B, S - 1, 4) are the known ones; `positions` and `mask` (B, L + S) cover
+        words, start and steps.
+        """
         start = self.start.expand(len(words), 1, -1)
         rows = torch.cat([self.word(words), start, self.embed_steps(steps)], 1)
-        return self.logits(self.trunk_states(rows, positions, mask)[:, words.shape[1] :])
+        states = self.trunk_states(rows, positions, mask)[:, words.shape[1] :]
+        return self.logits(states)
 
-    def trunk_states(self, rows: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """Hidden states (B, n, hidden). The mask is explicit: positions that do not rise by one would otherwise be
-        read by transformers as several packed sequences."""
-        out = self.trunk(
+    def trunk_states(
+        self, rows: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None
+    ) -> Tensor:
+        """Hidden states (B, n, hidden). The mask is explicit: positions that do not rise by one
+        would otherwise be read by transformers as several packed sequences.
+        """
+        states: Tensor = self.trunk(
             inputs_embeds=self.dropout(rows),
             position_ids=positions,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
-        )
-        return out.last_hidden_state
+        ).last_hidden_state
+        return states
 
     def logits(self, states: Tensor) -> Tensor:
         """(B, S, hidden) -> (B, S, 4, 129); END belongs to book 0 alone."""
-        logits = self.heads(states).unflatten(-1, (BOOKS, END + 1))
+        logits: Tensor = self.heads(states).unflatten(-1, (BOOKS, END + 1))
         ended = torch.zeros(BOOKS, END + 1, dtype=torch.bool, device=logits.device)
         ended[1:, END] = True
         return logits.masked_fill(ended, float("-inf"))

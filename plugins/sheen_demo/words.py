@@ -1,12 +1,14 @@
 """The demo's embedded data: recorded single words, composed into utterances.
 
-Seventy words in three takes lie in the package as one Opus stream. A seeded grammar draws single words, word salad
-and short announcements; `compose` lays the recordings on the grid of the codec's frames, so that a recording
-gives the same codes wherever it stands. Sentences of the validation and test splits, and at least one word-to-word
-transition in each of them, occur nowhere in training.
+Seventy words in three takes lie in the package as one Opus stream. A seeded grammar draws single
+words, word salad and short announcements; `compose` lays the recordings on the grid of the
+codec's frames, so that a recording gives the same codes wherever it stands. Sentences of the
+validation and test splits, and at least one word-to-word transition in each of them, occur
+nowhere in training.
 """
 
 import csv
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
@@ -15,22 +17,49 @@ from typing import Any
 
 import numpy as np
 import soundfile
+
 from sheen_cli import Entry, Recipe
 
 RATE = 16_000
 GRID = 800  # samples: one frame of the codec at 16 kHz, 20 Hz
 FADE = 400  # samples
-# The takes are citation forms. "to" said alone ends in a long vowel that is heard as "to a" before a city's name.
+# The takes are citation forms. "to" said alone ends in a long vowel that is heard as "to a" before
+# a city's name.
 CONNECTED = {"to": 0.58}
-TEMPI = (0.2, 0.35, 0.45)  # shares of the slow, plain and quick takes: the quicker ones join up better
+# Shares of the slow, plain and quick takes: the quicker ones join up better.
+TEMPI = (0.2, 0.35, 0.45)
 TRAIN, VALIDATION, TEST = 1_800, 60, 30  # utterances per split
 
-DIGITS = "zero one two three four five six seven eight nine".split()
-TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-TENS = "twenty thirty forty fifty".split()
-DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-MONTHS = "january february march april may june july august september october november december".split()
-CITIES = "berlin boston chicago denver dublin london madrid paris".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TEENS = [
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+TENS = ["twenty", "thirty", "forty", "fifty"]
+DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
+CITIES = ["berlin", "boston", "chicago", "denver", "dublin", "london", "madrid", "paris"]
 ANNOUNCEMENTS = (
     "the train to CITY leaves at TIME",
     "the bus to CITY leaves at TIME",
@@ -68,12 +97,13 @@ def recordings() -> dict[str, list[np.ndarray]]:
         start, count = int(row["start"]), int(row["samples"])
         clip = samples[start : start + int(count * CONNECTED.get(row["word"], 1.0))].copy()
         clip[-FADE:] *= np.linspace(1, 0, FADE, dtype=np.float32)
-        takes.setdefault(row["word"], []).append(np.pad(clip, (0, -count % GRID)))
+        takes.setdefault(row["word"], []).append(np.pad(clip, (0, -len(clip) % GRID)))
     return takes
 
 
 def compose(words: Sequence[str], random: Random, tempo: int | None = None) -> np.ndarray:
-    """The utterance's samples: one take a word, one tempo for most utterances, at times a frame's pause.
+    """The utterance's samples: one take a word, one tempo for most utterances, at times a frame's
+    pause.
 
     `tempo` 0, 1 or 2 asks for the slow, plain or quick takes; by default it is drawn.
     """
@@ -90,7 +120,9 @@ def compose(words: Sequence[str], random: Random, tempo: int | None = None) -> n
 
 def sentence(random: Random) -> tuple[str, ...]:
     """One announcement of the grammar."""
-    return tuple(word for slot in random.choice(ANNOUNCEMENTS).split() for word in fill(slot, random))
+    return tuple(
+        word for slot in random.choice(ANNOUNCEMENTS).split() for word in fill(slot, random)
+    )
 
 
 def fill(slot: str, random: Random) -> list[str]:
@@ -110,7 +142,9 @@ def fill(slot: str, random: Random) -> list[str]:
         case "NUMBER":
             return number(random.randint(1, 59))
         case "TIME":
-            return number(random.randint(1, 12)) + number(random.choice((*range(10, 60), 10, 15, 20, 30, 40, 50)))
+            return number(random.randint(1, 12)) + number(
+                random.choice((*range(10, 60), 10, 15, 20, 30, 40, 50))
+            )
     return [slot]
 
 
@@ -129,14 +163,15 @@ def salad(random: Random) -> tuple[str, ...]:
 
 
 def transitions(words: Sequence[str]) -> set[Transition]:
-    return set(zip(words, words[1:], strict=False))
+    return set(itertools.pairwise(words))
 
 
 def held_out(random: Random, count: int) -> tuple[list[tuple[str, ...]], set[Transition]]:
-    """`count` sentences, each with a transition of its own that training must not contain; and those transitions.
+    """`count` sentences, each with a transition of its own that training must not contain; and
+    those transitions.
 
-    A word gives up at most one of its followers and one of its predecessors, and never one inside a template's
-    fixed text, so training still sees every word in company.
+    A word gives up at most one of its followers and one of its predecessors, and never one inside
+    a template's fixed text, so training still sees every word in company.
     """
     fixed = {pair for template in ANNOUNCEMENTS for pair in transitions(template.split())}
     sentences: list[tuple[str, ...]] = []
@@ -155,7 +190,9 @@ def held_out(random: Random, count: int) -> tuple[list[tuple[str, ...]], set[Tra
 
 
 def utterances(recipe: Recipe[Any]) -> Iterator[Entry]:
-    """The whole data set in a fixed order: held-out sentences, every single take, then salad and announcements."""
+    """The whole data set in a fixed order: held-out sentences, every single take, then salad and
+    announcements.
+    """
     random = Random(recipe.data.seed)
     unseen, banned = held_out(random, VALIDATION + TEST)
     for index, words in enumerate(unseen):
@@ -163,12 +200,13 @@ def utterances(recipe: Recipe[Any]) -> Iterator[Entry]:
     for word in recordings():
         for tempo in range(3):
             yield entry((word,), compose((word,), random, tempo), "train")
-    count = 3 * len(recordings())
-    while count < TRAIN:
-        words = salad(random) if random.random() < 0.35 else sentence(random)
-        if words not in unseen and not transitions(words) & banned:
-            count += 1
-            yield entry(words, compose(words, random), "train")
+    drawn = set(unseen)
+    for _ in range(TRAIN - 3 * len(recordings())):
+        words = unseen[0]
+        while words in drawn or transitions(words) & banned:
+            words = salad(random) if random.random() < 0.35 else sentence(random)
+        drawn.add(words)
+        yield entry(words, compose(words, random), "train")
 
 
 def entry(words: Sequence[str], samples: np.ndarray, split: str) -> Entry:

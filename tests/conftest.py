@@ -1,0 +1,87 @@
+"""Small real things for the tests: a folder of recorded words, prepared rows, a model after a few
+steps.
+"""
+
+import os
+
+os.environ["SHEEN_TEST"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import csv
+from pathlib import Path
+from random import Random
+
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner, Result
+
+from sheen_cli.backbones import resolve
+from sheen_cli.cli import app
+from sheen_cli.prepare import prepare
+from sheen_cli.rows import Rows
+from sheen_demo import words
+
+TINY = [
+    "model.hidden=32", "model.layers=1", "model.heads=2", "train.max_minutes=null",
+    "train.threads=null", "log.every=1",
+]  # fmt: skip
+DIGITS = ("one", "two", "three", "four")
+
+
+def sheen(*arguments: object, code: int = 0) -> Result:
+    """Run a command in this process; fails unless it ends with `code`."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exit_code != code:
+        raise AssertionError(f"exit {result.exit_code}\n{result.output}") from result.exception
+    return result
+
+
+def write_folder(folder: Path, sentences: list[str], seed: int = 0, rate: int = 16_000) -> Path:
+    """A data set as people have them: wavs/ and a headed metadata.csv."""
+    (folder / "wavs").mkdir(parents=True)
+    random = Random(seed)
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, delimiter="|")
+        table.writerow(["file_name", "text", "speaker", "language"])
+        for number, sentence in enumerate(sentences):
+            samples = words.compose(sentence.split(), random)
+            soundfile.write(folder / "wavs" / f"{number:03}.wav", samples, rate)
+            table.writerow([f"wavs/{number:03}.wav", sentence, f"voice {number % 2}", "en"])
+    return folder
+
+
+def digit_sentences(count: int, seed: int = 0) -> list[str]:
+    """Different sequences of one to three digits."""
+    random = Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[" ".join(random.choices(DIGITS, k=random.randint(1, 3)))] = None
+    return list(found)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("folder") / "set", digit_sentences(24))
+
+
+@pytest.fixture(scope="session")
+def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder prepared for the demo backbone; tests read it and leave it as it is."""
+    out = tmp_path_factory.mktemp("data") / "data"
+    recipe, backbone = resolve("demo", [f"data.dataset={folder}", "data.validation=0.2"])
+    prepare(recipe, backbone, out)
+    return out
+
+
+@pytest.fixture
+def rows(data: Path) -> Rows:
+    return Rows(data / "train.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> object:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
