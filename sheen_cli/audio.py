@@ -25,8 +25,9 @@ class Rejected(Exception):
 def load(
     source: Path | bytes | tuple[np.ndarray, int], rate: int, shortest: float, longest: float
 ) -> np.ndarray:
-    """Decode to mono float32 (n,) at `rate`, of `shortest` to `longest` seconds. Raises "
-    "Rejected."""
+    """Decode to mono float32 (n,) at `rate`, of `shortest` to `longest` seconds. Raises
+    Rejected.
+    """
     samples, native = source if isinstance(source, tuple) else decode(source, longest)
     samples = mono(samples)
     check(samples, len(samples) / native, shortest, longest)

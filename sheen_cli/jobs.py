@@ -24,8 +24,9 @@ FREE = {
 
 
 def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume: bool) -> Path:
-    """Train on the prepared folder `data` into the run folder `out`; returns the best "
-    "checkpoint."""
+    """Train on the prepared folder `data` into the run folder `out`; returns the best
+    checkpoint.
+    """
     manifest = check_data(data, recipe, backbone)
     start = begin(recipe, out, manifest, resume)
     from sheen_cli import training

@@ -202,10 +202,12 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 
 
 def validate(values: Mapping[str, Any], options: type[Section], where: str) -> Recipe[Any]:
-    """Check values against the sections and the backbone's options; all errors in one "
-    "SheenError."""
+    """Check values against the sections and the backbone's options; all errors in one
+    SheenError.
+    """
     try:
-        return Recipe[options].model_validate({"model": {}, **values})  # type: ignore[valid-type]
+        model: type[Recipe[Any]] = Recipe[options]  # type: ignore[valid-type]
+        return model.model_validate({"model": {}, **values})
     except ValidationError as error:
         lines = [_explain(detail, options) for detail in error.errors()]
         raise SheenError(

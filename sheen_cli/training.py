@@ -231,8 +231,9 @@ def window_counts(batches: list[Batch], run: Run) -> dict[str, float]:
 
 
 def add(sums: dict[str, tuple[float, float]], loss: Loss, weight: int) -> None:
-    """Collect a batch's sums for the log: each term's with its scale, each part's with "
-    "its count."""
+    """Collect a batch's sums for the log: each term's with its scale, each part's with its
+    count.
+    """
     for name, term in loss.terms.items():
         total, _ = sums.get(name, (0.0, 0.0))
         sums[name] = (total + weight * float(term.sum.detach()), term.scale)

@@ -50,12 +50,9 @@ class Options(Section):
     heads: PositiveInt = 4
     dropout: float = Field(0.0, ge=0, lt=1)
     fine_weight: float = Field(1.0, ge=0)  # of codebooks 1 to 3 against codebook 0
-    random_codes: float = Field(
-        0.05, ge=0, le=1
-    )  # share of the history's codes replaced, in training
-    blank_frames: float = Field(
-        0.1, ge=0, le=1
-    )  # share of the history's steps blanked, in training
+    # Shares of the history that are replaced by random codes and blanked, in training.
+    random_codes: float = Field(0.15, ge=0, le=1)
+    blank_frames: float = Field(0.25, ge=0, le=1)
     vocoder_rounds: PositiveInt = 40  # iterations of Griffin-Lim
 
 
