@@ -17,7 +17,7 @@ class AcousticModel(nn.Module):
     def __init__(self, words: int, hidden: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
         config = LlamaConfig(
-            vocab_size=1,  # no table of its own: rows come as embeddings
+            vocab_size=1,
             hidden_size=hidden,
             intermediate_size=hidden * 5 // 2,
             num_hidden_layers=layers,
@@ -27,6 +27,8 @@ class AcousticModel(nn.Module):
             use_cache=False,
         )
         self.trunk = LlamaModel(config)
+        # rows come as embeddings; a table that gets no gradient would stop distributed training
+        self.trunk.embed_tokens = nn.Identity()
         self.word = nn.Embedding(words, hidden)
         self.code = nn.Embedding(BOOKS * (BLANK + 1), hidden)
         self.start = nn.Parameter(torch.randn(hidden) * 0.02)

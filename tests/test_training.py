@@ -1,0 +1,429 @@
+"""The loop: order, exact accumulation, validation, checkpoints, resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import TINY, sheen
+from safetensors.torch import load_file
+
+from sheen_cli import Recipe, Run, SheenError, jobs
+from sheen_cli.backbones import Backbone, resolve
+from sheen_cli.batching import MicroBatches, Place, cut, windows
+from sheen_cli.recipe import Train
+from sheen_cli.rows import Rows
+from sheen_cli.training import (
+    Group,
+    Progress,
+    adamw,
+    default_groups,
+    learning_rate,
+    optimize,
+    total_loss,
+    validate,
+    window_counts,
+)
+from sheen_demo import DemoModel
+
+
+def setup(data: Path, folder: Path, *settings: str) -> tuple[Run, DemoModel]:
+    recipe, backbone = resolve("demo", [*TINY, *settings])
+    torch.manual_seed(1)
+    model = DemoModel(recipe.model, data / "artifacts")
+    rows, validation = Rows(data / "train.jsonl"), Rows(data / "validation.jsonl")
+    accelerator = Accelerator(cpu=True)
+    run = Run(recipe, backbone, folder, data / "artifacts", rows, validation, None, accelerator)
+    return run, model
+
+
+# --- order ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count, size, bucket", [(1, 4, 3), (7, 4, 1), (103, 8, 5), (64, 8, 50)])
+def test_an_epoch_has_every_row_once(count: int, size: int, bucket: int) -> None:
+    seconds = np.random.default_rng(0).uniform(1, 9, count).astype(np.float32)
+    for epoch in range(3):
+        found = windows(seconds, size, bucket, seed=1, epoch=epoch)
+        assert sorted(row for window in found for row in window) == list(range(count))
+        assert sum(len(window) < size for window in found) <= 1
+
+
+def test_s0_25_order_is_a_function_of_seed_and_epoch() -> None:
+    seconds = np.arange(50, dtype=np.float32)
+    first = windows(seconds, 4, 3, seed=1, epoch=0)
+    assert windows(seconds.copy(), 4, 3, seed=1, epoch=0) == first
+    assert windows(seconds, 4, 3, seed=1, epoch=1) != first
+    assert windows(seconds, 4, 3, seed=2, epoch=0) != first
+
+
+def test_buckets_save_padding() -> None:
+    seconds = np.random.default_rng(0).lognormal(1, 0.6, 2000).astype(np.float32)
+
+    def padding(bucket: int) -> float:
+        found = windows(seconds, 16, bucket, seed=1, epoch=0)
+        padded = sum(len(window) * max(seconds[window]) for window in found)
+        return float(1 - seconds.sum() / padded)
+
+    assert padding(1) > 0.4
+    assert padding(50) < 0.1
+
+
+def test_windows_do_not_depend_on_how_they_are_cut(data: Path, tmp_path: Path) -> None:
+    """2 x 4, one batch of 8 and two ranks of 4 take the same rows in a step."""
+    taken = []
+    for size, accumulate, ranks in ((2, 4, 1), (8, 1, 1), (4, 1, 2)):
+        run, _ = setup(data, tmp_path, f"train.batch_size={size}", f"train.accumulate={accumulate}")
+        micro = MicroBatches(run.backbone, run.recipe, run.rows, ranks)
+        parts = [micro[Place(1, 0, part)].rows for part in range(8 // size)]
+        taken.append([row for part in parts for row in part])
+    assert taken[0] == taken[1] == taken[2]
+
+
+# --- exact accumulation --------------------------------------------------------------------------
+
+
+def gradients(data: Path, tmp_path: Path, size: int, accumulate: int) -> dict[str, torch.Tensor]:
+    """The gradient of one step over the same 8 rows of very different lengths."""
+    run, model = setup(
+        data, tmp_path, f"train.batch_size={size}", f"train.accumulate={accumulate}",
+        "model.random_codes=0", "model.blank_frames=0", "train.bucket=1", "model.fine_weight=0.3",
+        "train.clip_norm=null",
+    )  # fmt: skip
+    micro = MicroBatches(run.backbone, run.recipe, run.rows, 1)
+    batches = [micro[Place(0, 0, part)] for part in range(accumulate)]
+    lengths = [len(run.rows[row]["audio_codes"]) for batch in batches for row in batch.rows]
+    assert max(lengths) > 1.5 * min(lengths)
+    captured: dict[str, torch.Tensor] = {}
+    optimizer = adamw([Group(list(model.parameters()))], run.recipe.train)
+    # the gradients as they are when the optimizer is about to use them
+    optimizer.register_step_pre_hook(
+        lambda *_: captured.update(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+    )
+    captured["loss"] = torch.tensor(optimize(run, model, optimizer, batches, 0.1)["loss"])
+    return captured
+
+
+def test_accumulation_equals_one_batch_with_two_terms_and_unequal_lengths(
+    data: Path, tmp_path: Path
+) -> None:
+    whole = gradients(data, tmp_path, 8, 1)
+    assert len(whole) > 10
+    for size, accumulate in ((4, 2), (2, 4), (1, 8)):
+        parts = gradients(data, tmp_path, size, accumulate)
+        for name, expected in whole.items():
+            torch.testing.assert_close(parts[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_mean_of_batch_means_would_have_been_wrong(data: Path, tmp_path: Path) -> None:
+    """The test above can fail: the usual way, the mean of the micro-batches' means, gives another
+    gradient.
+    """
+    run, model = setup(data, tmp_path, "train.batch_size=1", "train.accumulate=8", "train.bucket=1")
+    micro = MicroBatches(run.backbone, run.recipe, run.rows, 1)
+    batches = [micro[Place(0, 0, part)].batch for part in range(8)]
+    losses = [run.backbone.hook.loss(recipe=run.recipe, model=model, batch=b) for b in batches]
+    own = [
+        total_loss(loss, window_counts([b], run)) for loss, b in zip(losses, batches, strict=True)
+    ]
+    exact = sum(float(total_loss(loss, window_counts(batches, run)).detach()) for loss in losses)
+    assert abs(float(torch.stack(own).mean().detach()) - exact) > 1e-3
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from sheen_cli import jobs
+from sheen_cli.backbones import resolve
+recipe, backbone = resolve("demo", sys.argv[3:])
+jobs.train(recipe, backbone, Path(sys.argv[1]), Path(sys.argv[2]), resume=False)
+"""
+
+
+def test_two_ranks_equal_one(data: Path, tmp_path: Path) -> None:
+    """Two real processes under gloo: the same losses, validation and weights as one process with
+    the batch of both.
+    """
+    script = tmp_path / "rank.py"
+    script.write_text(SCRIPT)
+    common = [
+        *TINY,
+        "train.accumulate=2",
+        "model.random_codes=0",
+        "model.blank_frames=0",
+    ]
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(
+        [sys.executable, script, data, one, *common, "train.batch_size=6"],
+        check=True,
+        capture_output=True,
+    )
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port=0",
+    ]
+    launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    out = subprocess.run(
+        [*launcher, script, data, two, *common, "train.batch_size=3"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    alone, both = metrics(one), metrics(two)
+    assert [line["step"] for line in both] == [line["step"] for line in alone]
+    for line, expected in zip(both, alone, strict=True):
+        for key in set(expected) - {"seconds"}:
+            assert line[key] == pytest.approx(expected[key], rel=2e-4), key
+    weights = load_file(one / "last" / "model.safetensors")
+    for name, tensor in load_file(two / "last" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=2e-4)
+
+
+# --- validation, checkpoints, log ----------------------------------------------------------------
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(lines: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def train(data: Path, out: Path, *settings: str, resume: bool = False) -> None:
+    recipe, backbone = resolve("demo", [*TINY, "train.batch_size=4", *settings])
+    jobs.train(recipe, backbone, data, out, resume)
+
+
+def test_validation_weighs_every_target_the_same(data: Path, tmp_path: Path) -> None:
+    run, model = setup(data, tmp_path, "train.batch_size=2")
+    scores = validate(run, model)
+    batch = run.backbone.hook.collate(recipe=run.recipe, rows=list(run.validation), seed=None)
+    whole = run.backbone.hook.loss(recipe=run.recipe, model=model.eval(), batch=batch)
+    expected = float(total_loss(whole, window_counts([batch], run)).detach())
+    assert scores["loss"] == pytest.approx(expected, rel=1e-5)
+    assert scores["book_0"] == pytest.approx(scores["loss_coarse"], rel=1e-6)
+
+
+def test_a_run_leaves_best_last_and_a_log(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(
+        data,
+        out,
+        "train.max_steps=7",
+        "train.validate_every=2",
+        "train.save_every=3",
+        "train.keep=1",
+    )
+    lines = metrics(out)
+    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert set(losses) == {2, 4, 6, 7}
+    best = min(losses, key=lambda step: losses[step])
+    assert (out / "best").readlink() == Path(f"checkpoint-{best}")
+    assert (out / "last").readlink() == Path("checkpoint-7")
+    assert [line["step"] for line in lines if "learning_rate" in line] == [1, 2, 3, 4, 5, 6, 7]
+    kept = {path.name for path in out.glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{best}", "checkpoint-7"}
+    names = {path.name for path in (out / "last").iterdir()}
+    assert names == {"model.safetensors", "recipe.yaml", "artifacts", "training", "manifest.json"}
+    assert not list(out.glob(".*"))  # no temporary files
+
+
+def test_without_validation_best_is_last(folder: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    settings = ["data.validation=0", f"data.dataset={folder}"]
+    sheen("prepare", "--recipe", "demo", "--out", data, *settings)
+    assert not (data / "validation.jsonl").exists()
+    recipe, backbone = resolve("demo", [*TINY, *settings])
+    jobs.train(recipe, backbone, data, out, resume=False)
+    assert (out / "best").readlink() == (out / "last").readlink() == Path("checkpoint-3")
+
+
+@pytest.mark.parametrize("stops", [(3,), (1, 5), (4, 6, 8)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_s0_12_a_resumed_run_equals_an_uninterrupted_one(
+    data: Path, tmp_path: Path, stops: tuple[int, ...], workers: int
+) -> None:
+    """Weights as bytes, log as values: stopped in, at and after an epoch's end, with dropout on."""
+    settings = [
+        "model.dropout=0.1",
+        "train.validate_every=4",
+        "train.save_every=100",
+        "train.accumulate=2",
+        "train.schedule=constant",
+        "train.warmup_steps=0",
+    ]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(data, whole, *settings, "train.max_steps=9")
+    for number, stop in enumerate((*stops, 9)):
+        train(
+            data,
+            parts,
+            *settings,
+            f"train.max_steps={stop}",
+            f"train.workers={workers}",
+            resume=number > 0,
+        )
+    weights = [run / "last" / "model.safetensors" for run in (whole, parts)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    extra = {stop for stop in stops if stop % 4}  # a stop validates, too
+    lines = [
+        line for line in metrics(parts) if not ("validation_loss" in line and line["step"] in extra)
+    ]
+    assert timeless(lines) == timeless(metrics(whole))
+    states = [
+        torch.load(run / "last/training/optimizer.pt", weights_only=True) for run in (whole, parts)
+    ]
+    for index, state in states[0]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, states[1]["state"][index][key])
+
+
+def test_resume_takes_back_what_the_log_is_ahead(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(data, out, "train.max_steps=3")
+    with (out / "metrics.jsonl").open("a") as stream:
+        stream.write(
+            '{"step": 9, "loss": 1}\n{"step": 4, "lo'
+        )  # steps that no checkpoint has, and a cut line
+    train(data, out, "train.max_steps=4", resume=True)
+    assert [line["step"] for line in metrics(out) if "learning_rate" in line] == [1, 2, 3, 4]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_aloud(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    train(data, out, "train.max_steps=4", "train.save_every=2")
+    weights = out / "checkpoint-4" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    train(data, out, "train.max_steps=5", "train.save_every=2", resume=True)
+    assert (
+        "checkpoint-4 is passed over: model.safetensors has other contents"
+        in capsys.readouterr().err
+    )
+    assert (out / "last").readlink() == Path("checkpoint-5")
+
+
+def test_runs_do_not_mix(data: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(data, out)
+    with pytest.raises(SheenError, match="already holds a run; add --resume"):
+        train(data, out)
+    with pytest.raises(
+        SheenError, match=r"begun with other settings \(train.learning_rate: 0.002 -> 0.001\)"
+    ):
+        train(data, out, "train.learning_rate=0.001", resume=True)
+    other = tmp_path / "other"
+    sheen(
+        "prepare",
+        "--recipe",
+        "demo",
+        "--dataset",
+        folder,
+        "--out",
+        other,
+        "data.seed=7",
+        "data.validation=0.3",
+    )
+    with pytest.raises(SheenError, match="trained on other data"):
+        train(other, out, resume=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(SheenError, match="not empty and holds no run"):
+        train(data, tmp_path / "full")
+
+
+def test_resume_with_nothing_to_resume_starts_afresh(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(data, tmp_path / "new", resume=True)
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_rows(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(SheenError, match=r"the loss is nan in a batch with the rows 0\d\d-"):
+        train(data, out, "train.learning_rate=1e30", "train.clip_norm=null", "train.max_steps=20")
+    assert not list(out.glob("checkpoint-*"))
+
+
+def test_an_epoch_count_ends_the_run(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(data, out, "train.max_steps=null", "train.epochs=2", "train.batch_size=5")
+    rows = len(Rows(data / "train.jsonl"))
+    assert metrics(out)[-1]["step"] == 2 * -(-rows // 5)
+
+
+def test_a_clock_ends_the_run(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(data, out, "train.max_steps=null", "train.max_minutes=0.02", "train.threads=auto")
+    last = metrics(out)[-1]
+    assert last["seconds"] >= 1.2
+    assert [line["learning_rate"] for line in metrics(out) if "learning_rate" in line][-1] < 0.002
+
+
+def test_s0_24_schedules() -> None:
+    def rates(**settings: object) -> list[float]:
+        recipe = Train(max_steps=100, learning_rate=1.0, **settings)
+        return [learning_rate(recipe, 100, Progress(step=step)) for step in range(100)]
+
+    cosine = rates(schedule="cosine", warmup_steps=10, floor=0.1)
+    assert cosine[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert cosine[50] == pytest.approx(0.55)
+    assert cosine[99] == pytest.approx(0.1, abs=1e-3)
+    assert rates(schedule="linear", warmup_steps=0)[25] == pytest.approx(0.75)
+    assert set(rates(schedule="constant", warmup_steps=0)) == {1.0}
+    assert rates(schedule="constant", warmup_steps=5000)[10] == 1.0  # at most a tenth of the steps
+
+
+def test_weight_decay_is_for_matrices_alone() -> None:
+    model = torch.nn.ModuleDict(
+        {
+            "table": torch.nn.Embedding(3, 2),
+            "dense": torch.nn.Linear(2, 2),
+            "norm": torch.nn.LayerNorm(2),
+        }
+    )
+    decayed, spared = default_groups(model)
+    assert [parameter is model["dense"].weight for parameter in decayed.parameters] == [True]
+    assert len(spared.parameters) == 4 and spared.weight_decay == 0.0
+
+
+def test_groups_keep_their_own_rates() -> None:
+    slow, fast = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = adamw([Group([slow], 1e-5), Group([fast])], Train(max_steps=1, learning_rate=1e-3))
+    assert [group["factor"] for group in optimizer.param_groups] == pytest.approx([0.01, 1.0])
+
+
+def test_nothing_trainable_is_an_error() -> None:
+    with pytest.raises(SheenError, match="no trainable parameter"):
+        adamw([Group([])], Train(max_steps=1))
+
+
+def test_cut_keeps_every_row() -> None:
+    assert cut([3, 1, 2], 2) == [(3, 1), (2,)]
+
+
+def test_backbone_goes_to_worker_processes_by_name(data: Path) -> None:
+    import pickle
+
+    backbone: Backbone = resolve("demo", [])[1]
+    assert pickle.loads(pickle.dumps(backbone)).name == "demo"
+    recipe: Recipe = resolve("demo", TINY)[0]
+    rows = pickle.loads(pickle.dumps(Rows(data / "train.jsonl")))
+    assert pickle.loads(pickle.dumps(MicroBatches(backbone, recipe, rows, 1)))[Place(0, 0, 0)].rows
