@@ -77,8 +77,8 @@ def riff_promises(data: bytes) -> int:
 def mono(samples: np.ndarray) -> np.ndarray:
     """(n,), (n, channels) or (channels, n) -> (n,) float32, the mean of the channels."""
     samples = np.asarray(samples, np.float32)
-    if samples.ndim == 1:
-        return samples
+    if samples.ndim == 1 or not samples.size:
+        return samples.reshape(-1)
     channels = 0 if samples.shape[0] < samples.shape[1] else 1  # sound is longer than it is wide
     return np.asarray(samples.mean(channels), np.float32)
 

@@ -53,7 +53,8 @@ def prepare(
         (out / rows.MANIFEST).unlink()
     clips = Clips(source, recipe, backbone.spec.sample_rate)
     out.mkdir(parents=True, exist_ok=True)
-    kept = spool(recipe, backbone, clips, out)
+    # a backbone is not asked to fit anything to nothing
+    kept = spool(recipe, backbone, clips, out) if next(iter(clips), None) else []
     refused = write_rejected(out / "rejected.jsonl", clips.rejected)
     if not kept:
         raise SheenError(
