@@ -1,0 +1,241 @@
+"""The command line as a user meets it: help, errors, figures, the four commands."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import typer.main
+from conftest import TINY, digit_sentences, sheen, write_folder
+
+from sheen_cli.cli import app
+
+SHEEN = [sys.executable, "-m", "sheen_cli"]
+
+
+def shell(
+    *arguments: object, cwd: Path, code: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A real process, somewhere else than the checkout."""
+    out = subprocess.run(
+        [*SHEEN, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+    )
+    assert out.returncode == code, f"exit {out.returncode}\n{out.stdout}\n{out.stderr}"
+    return out
+
+
+def commands(
+    group: Any = None, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command and group, with its words."""
+    group = group or typer.main.get_command(app)
+    yield path, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+ALL = list(commands())
+
+
+def test_the_commands() -> None:
+    names = {" ".join(path) for path, _ in ALL}
+    assert {
+        "demo",
+        "prepare",
+        "info",
+        "train",
+        "synth",
+        "recipes list",
+        "recipes show",
+        "plugins list",
+    } <= names
+
+
+@pytest.mark.parametrize("path", [path for path, _ in ALL], ids=" ".join)
+def test_every_command_has_help_in_plain_ascii(path: tuple[str, ...]) -> None:  # S0-17
+    text = sheen(*path, "--help").output
+    assert text.isascii() and "Usage:" in text
+    assert text == sheen(*path, "-h").output
+
+
+def test_s0_3_every_boolean_can_be_turned_on_and_off() -> None:
+    seen = 0
+    for path, command in ALL:
+        for option in command.params:
+            if getattr(option, "is_flag", False) and option.name not in ("help", "show"):
+                seen += 1
+                name = option.opts[0].removeprefix("--")
+                assert option.secondary_opts == [f"--no-{name}"], (path, option.opts)
+    assert seen >= 8
+
+
+def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["--version"], ["train", "--help"]):
+        script = (
+            "import sys; from sheen_cli.cli import app\n"
+            "try: app(sys.argv[1:])\nexcept SystemExit: pass\n"
+            "heavy = {'torch', 'transformers', 'accelerate', 'numpy', 'rich', 'pluggy', 'yaml'}\n"
+            "sys.exit(f'imported {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)"
+        )
+        out = subprocess.run(
+            [sys.executable, "-c", script, *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert out.returncode == 0, out.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--max-stepz", "3"], "No such option: --max-stepz"),
+        (["train", "--data", "nowhere"], "nowhere holds no prepared data"),
+        (["train", "--recipe", "dmo"], "did you mean 'demo'?"),
+        (["prepare", "--dataset", "nowhere"], "nowhere: neither a folder nor a .jsonl file"),
+        (["prepare", "data.dataset=null"], "which data?"),
+        (["synth", "--text", "one"], "no checkpoint was named and runs/ holds no run"),
+        (["synth", "nowhere", "--text", "one"], "no checkpoint at nowhere"),
+        (["synth", ".", "--text", "one"], "is not a usable checkpoint: manifest.json is missing"),
+        (["synth", "--text", " "], "there is no text to speak"),
+        (["synth", "--text-file", "nowhere.txt"], "no text file nowhere.txt"),
+        (["synth", "--text", "a", "--text-file", "b"], "not both"),
+        (["info", "nowhere"], "nothing at nowhere"),
+        (["info", "."], "neither a .jsonl file"),
+        (["recipes", "show"], "Missing argument"),
+    ],
+)  # fmt: skip
+def test_s0_16_a_mistake_is_one_clear_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = sheen(*arguments, code=2)
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_metadata(tmp_path: Path) -> None:
+    assert "has no metadata.csv" in sheen("prepare", "--dataset", tmp_path, code=2).output
+    (tmp_path / "x.txt").write_text("")
+    assert "must be a .jsonl" in sheen("prepare", "--dataset", tmp_path / "x.txt", code=2).output
+    (tmp_path / "metadata.csv").write_text("")
+    assert (
+        "metadata.csv is empty"
+        in sheen("prepare", "--dataset", tmp_path, "--out", tmp_path / "o", code=2).output
+    )
+    (tmp_path / "metadata.csv").write_text("a,b\n1,2\n")
+    assert (
+        "no header names"
+        in sheen("prepare", "--dataset", tmp_path, "--out", tmp_path / "o", code=2).output
+    )
+    (tmp_path / "metadata.csv").write_bytes(b"a|caf\xe9\n")
+    assert (
+        "is not UTF-8"
+        in sheen("prepare", "--dataset", tmp_path, "--out", tmp_path / "o", code=2).output
+    )
+
+
+def test_the_four_commands_from_a_shell_somewhere_else(tmp_path: Path) -> None:  # S0-6, S1-G1
+    folder = write_folder(tmp_path / "my set", digit_sentences(16))
+    home = tmp_path / "elsewhere"
+    home.mkdir()
+    out = shell("prepare", "--dataset", folder, "--recipe", "demo", cwd=home)
+    assert "data/train.jsonl  15 rows" in out.stdout and "16 read, 0 rejected" in out.stdout
+    out = shell("info", "data/train.jsonl", cwd=home, NO_COLOR="1")
+    assert (
+        "rows" in out.stdout and "voice 0" in out.stdout and "\x1b" not in out.stdout + out.stderr
+    )
+    out = shell("train", *TINY, cwd=home)
+    assert "'demo' fits the data" in out.stderr and "runs/demo/best -> checkpoint-3" in out.stdout
+    (home / "lines.txt").write_text("one two\n\nthree\n")
+    out = shell(
+        "synth",
+        "--text-file",
+        "lines.txt",
+        "-o",
+        "said.wav",
+        "--json",
+        "--max-seconds",
+        1,
+        cwd=home,
+    )
+    facts = [json.loads(line) for line in out.stdout.splitlines()]
+    assert [line["text"] for line in facts] == ["one two", "three"]
+    for line in facts:
+        assert {"frames", "seconds", "rms", "peak", "stop", "nll", "real_time_factor"} <= set(line)
+        assert soundfile.info(home / line["wav"]).duration == pytest.approx(
+            line["seconds"], abs=0.01
+        )
+    assert "runs/demo/best, the newest run's best" in out.stderr
+    assert all(stream.isascii() for stream in (out.stdout, out.stderr))
+    for path in ("data", "runs/demo", "runs/demo/best"):
+        assert json.loads(shell("info", path, "--json", cwd=home).stdout)["backbone"] == "demo"
+
+
+def test_synth_reads_standard_input(data: Path, tmp_path: Path) -> None:
+    sheen("train", "--recipe", "demo", "--data", data, "--out", tmp_path / "run", *TINY)
+    out = subprocess.run(
+        [*SHEEN, "synth", tmp_path / "run", "-o", tmp_path / "x.wav", "--max-seconds", "1"],
+        input="four\n", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"{tmp_path}/x.wav: " in out.stdout and "RMS" in out.stdout and "peak" in out.stdout
+
+
+def test_s0_4_a_model_that_stops_at_once_is_a_clear_error(data: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from sheen_cli.files import digests
+    from sheen_demo.layout import END
+
+    sheen("train", "--recipe", "demo", "--data", data, "--out", tmp_path / "run", *TINY)
+    folder = (tmp_path / "run" / "best").resolve()
+    weights = load_file(folder / "model.safetensors")
+    # all-equal logits but for END's, so whatever the state END or its opposite wins; the norm's
+    # weight picks the sign
+
+    weights["heads.weight"] = torch.zeros_like(weights["heads.weight"])
+    weights["heads.weight"][END] = 1.0
+    weights["heads.weight"][:END] = -1.0
+    for sign in (1.0, -1.0):
+        weights["trunk.norm.weight"] = torch.full_like(weights["trunk.norm.weight"], sign)
+        save_file(weights, folder / "model.safetensors")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"] = {k: v for k, v in digests(folder).items() if k != "manifest.json"}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        command = [*SHEEN, "synth", folder, "--text", "one", "-o", tmp_path / "x.wav"]
+        out = subprocess.run([*command, "--max-seconds", "1"], capture_output=True, text=True)
+        if out.returncode:
+            break
+    assert (
+        out.returncode == 2 and "it stopped at once" in out.stderr and "Traceback" not in out.stderr
+    )
+    assert not (tmp_path / "x.wav").exists()
+
+
+def test_s0_10_many_lines_load_the_model_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sheen_demo
+
+    loads = []
+    real = sheen_demo.DemoModel.__init__
+    monkeypatch.setattr(
+        sheen_demo.DemoModel, "__init__", lambda self, *a: (loads.append(1), real(self, *a))[1]
+    )
+    sheen("train", "--recipe", "demo", "--data", data, "--out", tmp_path / "run", *TINY)
+    loads.clear()
+    (tmp_path / "t.txt").write_text("one\ntwo\nthree\nfour\n")
+    lines = ["--text-file", tmp_path / "t.txt", "-o", tmp_path / "x.wav", "--max-seconds", 0.5]
+    result = sheen("synth", tmp_path / "run", *lines)
+    assert len(loads) == 1
+    assert len(list(tmp_path.glob("x-*.wav"))) == 4, result.output
