@@ -14,9 +14,10 @@ from conftest import TINY, sheen, write_folder
 from sheen_cli import Batch, Recipe, Request, SheenError
 from sheen_cli.backbones import Backbone, resolve
 from sheen_cli.rows import Rows
-from sheen_demo import DemoModel
+from sheen_demo import build
 from sheen_demo.generate import generate
 from sheen_demo.layout import CODES, END, IGNORE
+from sheen_demo.voice import DemoModel
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def recipe() -> Recipe:
 @pytest.fixture
 def model(recipe: Recipe, data: Path) -> DemoModel:
     torch.manual_seed(0)
-    return DemoModel(recipe.model, data / "artifacts").eval()
+    return build(recipe, data / "artifacts").eval()
 
 
 def losses(backbone: Backbone, recipe: Recipe, model: DemoModel, batch: Batch) -> dict[str, float]:

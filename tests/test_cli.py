@@ -225,12 +225,14 @@ def test_s0_4_a_model_that_stops_at_once_is_a_clear_error(data: Path, tmp_path: 
 def test_s0_10_many_lines_load_the_model_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sheen_demo
+    import sheen_demo.voice
 
     loads = []
-    real = sheen_demo.DemoModel.__init__
+    real = sheen_demo.voice.DemoModel.__init__
     monkeypatch.setattr(
-        sheen_demo.DemoModel, "__init__", lambda self, *a: (loads.append(1), real(self, *a))[1]
+        sheen_demo.voice.DemoModel,
+        "__init__",
+        lambda self, *a: (loads.append(1), real(self, *a))[1],
     )
     sheen("train", "--recipe", "demo", "--data", data, "--out", tmp_path / "run", *TINY)
     loads.clear()

@@ -15,7 +15,7 @@ TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 def test_every_recipe_key_is_documented_with_its_default() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
-    rows = dict(re.findall(r"^\| (`[^|]+`) \| ([^|]*) \|", text, re.MULTILINE))
+    rows = dict(re.findall(r"^\| (`[^|]+`) \|([^|]*)\|", text, re.MULTILINE))
     documented = {key for cell in rows for key in re.findall(r"`([^`]+)`", cell)}
     sections = {"data": Data, "train": Train, "synth": Synth, "log": Log}
     known = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}

@@ -29,13 +29,14 @@ from sheen_cli.training import (
     validate,
     window_counts,
 )
-from sheen_demo import DemoModel
+from sheen_demo import build
+from sheen_demo.voice import DemoModel
 
 
 def setup(data: Path, folder: Path, *settings: str) -> tuple[Run, DemoModel]:
     recipe, backbone = resolve("demo", [*TINY, *settings])
     torch.manual_seed(1)
-    model = DemoModel(recipe.model, data / "artifacts")
+    model = build(recipe, data / "artifacts")
     rows, validation = Rows(data / "train.jsonl"), Rows(data / "validation.jsonl")
     accelerator = Accelerator(cpu=True)
     run = Run(recipe, backbone, folder, data / "artifacts", rows, validation, None, accelerator)

@@ -9,19 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sheen_demo.batches import Prompt, left_padded
 from sheen_demo.layout import BLANK, BOOKS, END, undelay
 from sheen_demo.model import AcousticModel
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What one sentence starts from: word ids, their paced positions, and the most frames that it
-    may take.
-    """
-
-    words: Sequence[int]
-    positions: Sequence[float]
-    frames: int
 
 
 @dataclass(frozen=True)
@@ -78,18 +68,3 @@ def cut(steps: Tensor, logits: Tensor, end: int, limit: int) -> Speech:
     return Speech(
         undelay(steps[:length]).cpu(), steps[:length].cpu(), logits[:length].cpu(), end < limit
     )
-
-
-def left_padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, Tensor]:
-    """Word ids (B, L), positions and mask (B, L + 1), the start's column included."""
-    width = max(len(prompt.words) for prompt in prompts)
-    words = torch.zeros(len(prompts), width, dtype=torch.long)
-    positions = torch.zeros(len(prompts), width + 1)
-    mask = torch.zeros(len(prompts), width + 1, dtype=torch.long)
-    mask[:, -1] = 1
-    for row, prompt in enumerate(prompts):
-        at = width - len(prompt.words)
-        words[row, at:] = torch.tensor(prompt.words)
-        positions[row, at:width] = torch.tensor(prompt.positions)
-        mask[row, at:] = 1
-    return words, positions, mask
