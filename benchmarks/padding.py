@@ -11,8 +11,8 @@ import torch
 
 from sheen_cli.backbones import resolve
 from sheen_cli.batching import windows
+from sheen_cli.objective import total_loss
 from sheen_cli.rows import Rows
-from sheen_cli.training import total_loss
 from sheen_demo import build
 
 STEPS = 20

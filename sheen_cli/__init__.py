@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sheen_cli.errors import SheenError as SheenError
     from sheen_cli.hookspecs import hookimpl as hookimpl
+    from sheen_cli.optimization import Group as Group
     from sheen_cli.recipe import Recipe as Recipe
     from sheen_cli.recipe import Section as Section
-    from sheen_cli.training import Group as Group
     from sheen_cli.training import Run as Run
     from sheen_cli.types import Audio as Audio
     from sheen_cli.types import BackboneSpec as BackboneSpec
@@ -30,7 +30,7 @@ _HOME = {
     "hookimpl": "hookspecs",
     "Recipe": "recipe",
     "Section": "recipe",
-    "Group": "training",
+    "Group": "optimization",
     "Run": "training",
     **dict.fromkeys(
         (

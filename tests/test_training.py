@@ -13,22 +13,14 @@ from accelerate import Accelerator
 from conftest import TINY, sheen
 from safetensors.torch import load_file
 
-from sheen_cli import Recipe, Run, SheenError, jobs
+from sheen_cli import Batch, Recipe, Run, SheenError, jobs
 from sheen_cli.backbones import Backbone, resolve
 from sheen_cli.batching import MicroBatches, Place, cut, windows
+from sheen_cli.objective import total_loss, window_counts
+from sheen_cli.optimization import Group, Progress, adamw, default_groups, learning_rate
 from sheen_cli.recipe import Train
 from sheen_cli.rows import Rows
-from sheen_cli.training import (
-    Group,
-    Progress,
-    adamw,
-    default_groups,
-    learning_rate,
-    optimize,
-    total_loss,
-    validate,
-    window_counts,
-)
+from sheen_cli.training import optimize, validate
 from sheen_demo import build
 from sheen_demo.voice import DemoModel
 
@@ -41,6 +33,10 @@ def setup(data: Path, folder: Path, *settings: str) -> tuple[Run, DemoModel]:
     accelerator = Accelerator(cpu=True)
     run = Run(recipe, backbone, folder, data / "artifacts", rows, validation, None, accelerator)
     return run, model
+
+
+def counts(batches: list[Batch], run: Run) -> dict[str, float]:
+    return window_counts(batches, run.backbone.spec.terms, run.accelerator)
 
 
 # --- order ---------------------------------------------------------------------------------------
@@ -131,10 +127,8 @@ def test_mean_of_batch_means_would_have_been_wrong(data: Path, tmp_path: Path) -
     micro = MicroBatches(run.backbone, run.recipe, run.rows, 1)
     batches = [micro[Place(0, 0, part)].batch for part in range(8)]
     losses = [run.backbone.hook.loss(recipe=run.recipe, model=model, batch=b) for b in batches]
-    own = [
-        total_loss(loss, window_counts([b], run)) for loss, b in zip(losses, batches, strict=True)
-    ]
-    exact = sum(float(total_loss(loss, window_counts(batches, run)).detach()) for loss in losses)
+    own = [total_loss(loss, counts([b], run)) for loss, b in zip(losses, batches, strict=True)]
+    exact = sum(float(total_loss(loss, counts(batches, run)).detach()) for loss in losses)
     assert abs(float(torch.stack(own).mean().detach()) - exact) > 1e-3
 
 
@@ -213,7 +207,7 @@ def test_validation_weighs_every_target_the_same(data: Path, tmp_path: Path) -> 
     scores = validate(run, model)
     batch = run.backbone.hook.collate(recipe=run.recipe, rows=list(run.validation), seed=None)
     whole = run.backbone.hook.loss(recipe=run.recipe, model=model.eval(), batch=batch)
-    expected = float(total_loss(whole, window_counts([batch], run)).detach())
+    expected = float(total_loss(whole, counts([batch], run)).detach())
     assert scores["loss"] == pytest.approx(expected, rel=1e-5)
     assert scores["book_0"] == pytest.approx(scores["loss_coarse"], rel=1e-6)
 

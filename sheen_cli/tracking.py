@@ -1,0 +1,28 @@
+"""metrics.jsonl: one line an event, and on resume none that the checkpoint does not know."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from sheen_cli.files import write_text
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add one line to the log."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
+def take_back(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, and one that a crash cut off."""
+    if path.is_file():
+        kept = [line for line in path.read_text("utf-8").splitlines() if step_of(line) <= step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf  # a line that a crash cut off
