@@ -87,11 +87,13 @@ def demo(
     """The whole job offline on a CPU, in minutes: prepare, info, train, synth on the embedded
     default.
     """
-    from sheen_cli.demo import run
+    from sheen_cli.demo import SENTENCE, run
 
     report = run(out, data, max_steps, overwrite, settings or [])
     if as_json:
-        console.result(json.dumps(report))
+        return console.result(json.dumps(report))
+    console.say("\nNow say your own (its words: the demo names them when you use another):")
+    console.result(f'  sheen synth {out / "best"} --text "{SENTENCE}" -o hello.wav')
 
 
 @app.command()

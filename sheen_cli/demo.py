@@ -9,68 +9,51 @@ from typing import Any
 from sheen_cli import backbones, console, info, jobs, synthesis
 from sheen_cli.errors import SheenError
 from sheen_cli.files import remove, write_text
-from sheen_cli.prepare import prepare
+from sheen_cli.prepare import is_prepared, prepare
 from sheen_cli.rows import Rows
 from sheen_cli.synthesis import Voice
 from sheen_cli.types import Request
 
 RECIPE = "demo"
+INTRODUCTION = """\
+sheen demo teaches a small model to speak, from nothing, on this computer and without a network.
+It learns a closed vocabulary of 70 words in one synthetic voice: it shows the tool, it is no
+voice to use."""
 SENTENCE = "flight two nine one leaves from gate seven"
 
 
 def run(
     out: Path, data: Path, max_steps: int | None, overwrite: bool, settings: list[str]
 ) -> list[dict[str, Any]]:
-    """prepare, info, train, synth; returns the figures of the held-out sentences that were
-    spoken.
-    """
+    """prepare, info, train, synth; returns the figures of the held-out sentences that it spoke."""
     if max_steps is not None:
-        # No clock and no probing of threads: the same steps give the same weights on the same
-        # machine.
-
-        settings = [
-            *settings,
-            f"train.max_steps={max_steps}",
-            "train.max_minutes=null",
-            "train.threads=null",
-        ]
+        # no clock and no probing of threads: the same steps give the same weights
+        steps = [f"train.max_steps={max_steps}", "train.max_minutes=null", "train.threads=null"]
+        settings = [*settings, *steps]
     recipe, backbone = backbones.resolve(RECIPE, settings)
     if out.exists() and not overwrite:
         raise SheenError(
             f"{out} exists; add --overwrite to make the demo anew, or choose another --out"
         )
-    console.say(
-        "sheen demo teaches a small model to speak, from nothing, on this computer and "
-        "without a network."
-    )
-    console.say(
-        "It learns a closed vocabulary of 70 words in one synthetic voice: it shows the "
-        "tool, it is no voice to use."
-    )
+    console.say(INTRODUCTION)
     console.say(f"\n1 of 4  prepare: recordings become codes, in {data}")
-    prepare(recipe, backbone, data)
+    prepare(recipe, backbone, data, overwrite and not is_prepared(data, recipe, backbone))
     console.say("\n2 of 4  info: what there is to learn from")
     for line in info.lines(info.describe(data / "train.jsonl")):
         console.say(f"  {line}")
-    minutes = (
-        f"about {recipe.train.max_minutes:g} minutes"
-        if recipe.train.max_minutes
-        else f"{max_steps} steps"
-    )
-    console.say(f"\n3 of 4  train: {minutes}, into {out}")
+    minutes = recipe.train.max_minutes
+    budget = f"about {minutes:g} minutes" if minutes else f"{recipe.train.max_steps} steps"
+    console.say(f"\n3 of 4  train: {budget}, into {out}")
     remove(out)
     best = jobs.train(recipe, backbone, data, out, resume=False)
     console.say("\n4 of 4  synth: sentences that training never saw")
     report = speak(best, data, out / "heldout")
-    cut = sum(facts["stop"] != "end" for facts in report)
+    ended = sum(facts["stop"] == "end" for facts in report)
     console.say(
-        f"{len(report)} sentences in {out / 'heldout'}, {len(report) - cut} ended by "
-        f"themselves; the first three:"
+        f"{len(report)} sentences in {out / 'heldout'}, {ended} ended by themselves, among them:"
     )
     for facts in report[:3]:
         console.say(f'  "{facts["text"]}"  {Path(facts["wav"]).name}, {facts["seconds"]:.2f} s')
-    console.say("\nNow say your own (its words: the demo names them when you use another):")
-    console.result(f'  sheen synth {best} --text "{SENTENCE}" -o hello.wav')
     return report
 
 

@@ -7,7 +7,7 @@ import json
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from sheen_cli.errors import SheenError
 from sheen_cli.files import building, digests, replacing, sha256, write_json
 from sheen_cli.recipe import Recipe
 from sheen_cli.sources import Source
+from sheen_cli.splits import SPLITS, Kept, assign
 from sheen_cli.types import Clip, Entry, Row, Skip
-
-SPLITS = ("train", "validation", "test")
 
 
 def prepare(
@@ -33,24 +32,14 @@ def prepare(
     """
     if recipe.data.dataset is None:
         raise SheenError(
-            f"which data? give --dataset PATH (the recipe's data.dataset is empty); see `{HELP}`"
+            "which data? give --dataset PATH (the recipe's data.dataset is empty); see "
+            "`sheen prepare --help`"
         )
     source = Source(recipe.data.dataset, recipe, backbone.spec)
     made_from = request(recipe, backbone)
-    if (out / rows.MANIFEST).is_file():
-        finished = rows.manifest(out)
-        if finished["made_from"] == made_from and not overwrite:
-            console.say(
-                f"{out} is already prepared from this; nothing to do (--overwrite makes it anew)"
-            )
-            return finished
-        if not overwrite:
-            changed = differences(finished["made_from"], made_from)
-            raise SheenError(
-                f"{out} holds data made otherwise ({changed}); choose another --out or add "
-                f"--overwrite"
-            )
-        (out / rows.MANIFEST).unlink()
+    finished = already(out, made_from, overwrite)
+    if finished is not None:
+        return finished
     clips = Clips(source, recipe, backbone.spec.sample_rate)
     out.mkdir(parents=True, exist_ok=True)
     # a backbone is not asked to fit anything to nothing
@@ -69,7 +58,7 @@ def prepare(
         "sample_rate": backbone.spec.sample_rate,
         "frame_rate": backbone.spec.frame_rate,
         "codebooks": backbone.spec.codebooks,
-        "splits": split(recipe, kept, out),
+        "splits": write_splits(recipe, kept, out),
         "read": len(kept) + sum(refused.values()),
         "rejected": refused,
         "artifacts": digests(out / "artifacts"),
@@ -78,7 +67,28 @@ def prepare(
     return value
 
 
-HELP = "sheen prepare --help"
+def already(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The manifest of data that is there and was made from the same; None where there is none, or
+    it is to be replaced. Raises SheenError for data made from other settings.
+    """
+    if not (out / rows.MANIFEST).is_file():
+        return None
+    if overwrite:
+        (out / rows.MANIFEST).unlink()
+        return None
+    finished = rows.manifest(out)
+    if changed := differences(finished["made_from"], made_from):
+        raise SheenError(
+            f"{out} holds data made otherwise ({changed}); choose another --out or add --overwrite"
+        )
+    console.say(f"{out} is already prepared from this; nothing to do (--overwrite makes it anew)")
+    return finished
+
+
+def is_prepared(out: Path, recipe: Recipe[Any], backbone: Backbone) -> bool:
+    """Whether `out` holds finished data of just these settings."""
+    there = (out / rows.MANIFEST).is_file()
+    return there and rows.manifest(out)["made_from"] == request(recipe, backbone)
 
 
 def request(recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
@@ -198,17 +208,6 @@ def clean(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Where a row lies in the spool, and what decides its split."""
-
-    offset: int
-    size: int
-    seconds: float
-    split: str | None
-    group: str = field(repr=False)
-
-
 def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> list[Kept]:
     """Run the backbone's prepare hook; all rows go to one spool file, since their split needs
     their number.
@@ -271,9 +270,9 @@ def finish(row: Row | Skip, clip: Pending, backbone: Backbone) -> bytes | Skip:
         return Skip("bad-row", str(error))
 
 
-def split(recipe: Recipe[Any], kept: list[Kept], out: Path) -> dict[str, Any]:
+def write_splits(recipe: Recipe[Any], kept: list[Kept], out: Path) -> dict[str, Any]:
     """Write the spool's rows to the splits' files and remove it; rows, seconds and hash of each."""
-    places = assign(recipe, kept)
+    places = assign(recipe.data, kept)
     report = {}
     with (out / "spool").open("rb") as stream:
         for name in SPLITS:
@@ -298,27 +297,6 @@ def split(recipe: Recipe[Any], kept: list[Kept], out: Path) -> dict[str, Any]:
             }
     (out / "spool").unlink()
     return report
-
-
-def assign(recipe: Recipe[Any], kept: list[Kept]) -> list[str]:
-    """Each row's split: the source's own where it has one, else by hash of (seed, group), whole
-    groups together.
-
-    A share above zero yields at least one validation row, wherever two groups exist; training
-    always keeps one.
-    """
-    if any(row.split for row in kept):
-        return [row.split or "train" for row in kept]
-    sizes = Counter(row.group for row in kept)
-    order = sorted(
-        sizes, key=lambda group: hashlib.sha256(f"{recipe.data.seed}:{group}".encode()).digest()
-    )
-    wanted, chosen = recipe.data.validation * len(kept), set[str]()
-    for group in order[:-1]:
-        if sum(sizes[each] for each in chosen) >= wanted:
-            break
-        chosen.add(group)
-    return ["validation" if row.group in chosen else "train" for row in kept]
 
 
 def write_rejected(path: Path, rejected: dict[int, Row]) -> dict[str, int]:

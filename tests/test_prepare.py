@@ -10,8 +10,8 @@ import soundfile
 from conftest import TINY, digit_sentences, sheen, write_folder
 
 from sheen_cli.backbones import resolve
-from sheen_cli.prepare import Kept, assign
 from sheen_cli.rows import Rows
+from sheen_cli.splits import Kept, assign
 from sheen_demo import words
 
 BASE = ["--recipe", "demo", "data.validation=0"]
@@ -193,7 +193,7 @@ def test_text_stays_as_it_is_in_any_script(tmp_path: Path) -> None:
 
 def split_of(groups: list[str], *settings: str) -> list[str]:
     recipe, _ = resolve("demo", ["data.dataset=x", *settings])
-    return assign(recipe, [Kept(0, 0, 1.0, None, group) for group in groups])
+    return assign(recipe.data, [Kept(0, 0, 1.0, None, group) for group in groups])
 
 
 def test_s0_5_split_is_seeded_and_leak_proof() -> None:

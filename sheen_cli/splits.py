@@ -1,0 +1,42 @@
+"""Train, validation and test: which row goes where. Seeded, stable, no text on two sides."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sheen_cli.recipe import Data
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a row lies in the spool, and what decides its split."""
+
+    offset: int
+    size: int
+    seconds: float
+    split: str | None
+    group: str
+
+
+def assign(data: Data, kept: Sequence[Kept]) -> list[str]:
+    """Each row's split: the source's own where it has one, else by hash of (seed, group), whole
+    groups together.
+
+    A share above zero yields at least one validation row, wherever two groups exist; training
+    always keeps one.
+    """
+    if any(row.split for row in kept):
+        return [row.split or "train" for row in kept]
+    sizes = Counter(row.group for row in kept)
+    order = sorted(
+        sizes, key=lambda group: hashlib.sha256(f"{data.seed}:{group}".encode()).digest()
+    )
+    wanted, chosen = data.validation * len(kept), set[str]()
+    for group in order[:-1]:
+        if sum(sizes[each] for each in chosen) >= wanted:
+            break
+        chosen.add(group)
+    return ["validation" if row.group in chosen else "train" for row in kept]
