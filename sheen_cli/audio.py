@@ -42,7 +42,10 @@ def decode(source: Path | bytes, longest: float) -> tuple[np.ndarray, int]:
     """
     if isinstance(source, Path) and not source.is_file():
         raise Rejected("missing-audio", f"no file {source}")
-    data = source.read_bytes() if isinstance(source, Path) else source
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source
+    except OSError as error:
+        raise Rejected("unreadable", str(error)) from None
     try:
         with soundfile.SoundFile(BytesIO(data)) as file:
             seconds = file.frames / file.samplerate

@@ -35,6 +35,8 @@ def run(
         raise SheenError(
             f"{out} exists; add --overwrite to make the demo anew, or choose another --out"
         )
+    if out.exists() and not (out / "run.json").is_file():
+        raise SheenError(f"{out} is no run, so it is not overwritten; choose another --out")
     console.say(INTRODUCTION)
     console.say(f"\n1 of 4  prepare: recordings become codes, in {data}")
     prepare(recipe, backbone, data, overwrite and not is_prepared(data, recipe, backbone))
@@ -59,6 +61,8 @@ def run(
 
 def speak(checkpoint: Path, data: Path, out: Path) -> list[dict[str, Any]]:
     """Speak the texts of the test rows into NN.wav, listed in heldout.jsonl."""
+    if not (data / "test.jsonl").is_file():
+        raise SheenError(f"{data} has no test sentences; the demo speaks those of its own data")
     sentences = [row["text"] for row in Rows(data / "test.jsonl")]
     paths = synthesis.numbered(out / "heldout.wav", len(sentences))
     paths = [path.with_name(path.name.removeprefix("heldout-")) for path in paths]

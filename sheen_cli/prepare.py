@@ -7,7 +7,7 @@ import json
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from sheen_cli import __version__, audio, console, rows
 from sheen_cli.audio import Rejected
 from sheen_cli.backbones import Backbone
 from sheen_cli.errors import SheenError
-from sheen_cli.files import building, digests, replacing, sha256, write_json
+from sheen_cli.files import building, digests, replacing, sha256, write_json, write_text
 from sheen_cli.recipe import Recipe
 from sheen_cli.sources import Source
 from sheen_cli.splits import SPLITS, Kept, assign
 from sheen_cli.types import Clip, Entry, Row, Skip
+
+UNFINISHED = ".unfinished"  # marks a folder that sheen is filling
 
 
 def prepare(
@@ -36,20 +38,18 @@ def prepare(
             "`sheen prepare --help`"
         )
     source = Source(recipe.data.dataset, recipe, backbone.spec)
-    made_from = request(recipe, backbone)
+    made_from = {**request(recipe, backbone), "listing": source.fingerprint()}
     finished = already(out, made_from, overwrite)
     if finished is not None:
         return finished
+    guard(out, source)
     clips = Clips(source, recipe, backbone.spec.sample_rate)
-    out.mkdir(parents=True, exist_ok=True)
     # a backbone is not asked to fit anything to nothing
-    kept = spool(recipe, backbone, clips, out) if next(iter(clips), None) else []
+    if next(iter(clips), None) is None:
+        raise nothing_usable(clips)
+    write_text(out / UNFINISHED, "")
+    kept = spool(recipe, backbone, clips, out)
     refused = write_rejected(out / "rejected.jsonl", clips.rejected)
-    if not kept:
-        raise SheenError(
-            f"no usable row in {source.where}: {tally(refused) or 'it is empty'}; see "
-            f"{out}/rejected.jsonl"
-        )
     value = {
         "format": 1,
         "sheen": __version__,
@@ -64,6 +64,7 @@ def prepare(
         "artifacts": digests(out / "artifacts"),
     }
     write_json(out / rows.MANIFEST, value)
+    (out / UNFINISHED).unlink()
     return value
 
 
@@ -71,10 +72,7 @@ def already(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, 
     """The manifest of data that is there and was made from the same; None where there is none, or
     it is to be replaced. Raises SheenError for data made from other settings.
     """
-    if not (out / rows.MANIFEST).is_file():
-        return None
-    if overwrite:
-        (out / rows.MANIFEST).unlink()
+    if overwrite or not (out / rows.MANIFEST).is_file():
         return None
     finished = rows.manifest(out)
     if changed := differences(finished["made_from"], made_from):
@@ -85,10 +83,31 @@ def already(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, 
     return finished
 
 
+def guard(out: Path, source: Source) -> None:
+    """Refuse to write over what sheen did not make: the data set itself, or somebody's files."""
+    if not source.embedded and source.path.resolve().is_relative_to(out.resolve()):
+        raise SheenError(f"--out {out} holds the data set {source.where}; choose another --out")
+    ours = (out / rows.MANIFEST).is_file() or (out / UNFINISHED).is_file()
+    names = [*(f"{name}.jsonl" for name in SPLITS), "rejected.jsonl", "artifacts", "spool"]
+    if not ours and (there := [name for name in names if (out / name).exists()]):
+        raise SheenError(
+            f"{out} holds {', '.join(there)} that sheen did not make; choose another --out"
+        )
+
+
+def nothing_usable(clips: "Clips") -> SheenError:
+    reasons = tally(dict(Counter(row["reason"] for row in clips.rejected.values())))
+    first = next(iter(clips.rejected.values()), {"name": None, "detail": ""})
+    shown = f"; the first: {first['name'] or ''} {first['detail']}" if reasons else ""
+    return SheenError(f"no usable row in {clips.source.where}: {reasons or 'it is empty'}{shown}")
+
+
 def is_prepared(out: Path, recipe: Recipe[Any], backbone: Backbone) -> bool:
     """Whether `out` holds finished data of just these settings."""
-    there = (out / rows.MANIFEST).is_file()
-    return there and rows.manifest(out)["made_from"] == request(recipe, backbone)
+    if not (out / rows.MANIFEST).is_file():
+        return False
+    made_from = rows.manifest(out)["made_from"]
+    return all(made_from.get(key) == value for key, value in request(recipe, backbone).items())
 
 
 def request(recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
@@ -156,6 +175,8 @@ class Clips:
                 continue
             assert isinstance(entry, Entry)
             seen.add(clip.id)
+            path = entry.audio if isinstance(entry.audio, Path) else b""
+            entry = replace(entry, audio=path)  # samples and bytes would pile up here
             self.pending.append(
                 Pending(clip.id, clip.text, len(clip.audio) / clip.rate, position, entry)
             )
@@ -243,6 +264,9 @@ def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> l
             raise AssertionError(
                 f"backbone {backbone.name}: prepare() gave no row for {len(clips.pending)} clips"
             )
+        if not kept:
+            raise nothing_usable(clips)
+        (out / rows.MANIFEST).unlink(missing_ok=True)  # from here on the old data is being replaced
     return kept
 
 

@@ -7,6 +7,7 @@ derived and rebuilt at will.
 """
 
 import json
+import os
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
@@ -104,9 +105,10 @@ class Rows(Sequence[Row]):
         self.path, self.codebooks = path, codebooks
         self.table = read_index(path)
         self._stream: Any = None
+        self._owner = 0  # the process that opened the stream
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None}
+        return {**self.__dict__, "_stream": None, "_owner": 0}
 
     def __len__(self) -> int:
         return len(self.table)
@@ -120,8 +122,8 @@ class Rows(Sequence[Row]):
         if isinstance(position, slice):
             return [self[i] for i in range(*position.indices(len(self)))]
         entry = self.table[position]
-        if self._stream is None:
-            self._stream = self.path.open("rb")
+        if self._owner != os.getpid():  # a forked process shares no file position with its parent
+            self._stream, self._owner = self.path.open("rb"), os.getpid()
             weakref.finalize(self, self._stream.close)
         self._stream.seek(int(entry["offset"]))
         line = self._stream.read(int(entry["size"]))

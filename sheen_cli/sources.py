@@ -6,10 +6,11 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sheen_cli.audio import Rejected
 from sheen_cli.errors import SheenError
+from sheen_cli.files import sha256
 from sheen_cli.recipe import Recipe
 from sheen_cli.types import BackboneSpec, Entry
 
@@ -32,10 +33,8 @@ ALIASES = {
     "split": ("split",),
 }
 SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "dev": "validation",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation"),
     "test": "test",
 }
 ENDINGS = ("", ".wav", ".flac", ".mp3", ".ogg", ".opus")
@@ -65,6 +64,12 @@ class Source:
             raise SheenError(
                 f"--dataset {dataset}: a file must be a .jsonl; for others give the folder"
             )
+
+    def fingerprint(self) -> str | None:
+        """Hash of the file that lists the entries; None for embedded data."""
+        if self.embedded:
+            return None
+        return sha256(self.path / "metadata.csv" if self.path.is_dir() else self.path)
 
     def __iter__(self) -> Iterator[Listed]:
         if self.embedded:
@@ -100,41 +105,49 @@ def read_csv(
     """Rows of a metadata.csv with their line numbers: LJSpeech's `id|text|normalised`, or with a
     header, `|` or `,`.
     """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise SheenError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    if not any(lines):
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        try:
+            yield from csv_rows(path, stream, columns)
+        except UnicodeDecodeError:
+            raise SheenError(f"{path} is not UTF-8; save it as UTF-8") from None
+
+
+def csv_rows(
+    path: Path, stream: TextIO, columns: Mapping[str, str]
+) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
+    first = stream.readline()
+    if not first.strip():
         raise SheenError(f"{path} is empty")
-    piped = "|" in lines[0]
+    stream.seek(0)
+    piped = "|" in first
     reader = csv.reader(
-        lines,
+        stream,
         delimiter="|" if piped else ",",
         quoting=csv.QUOTE_NONE if piped else csv.QUOTE_MINIMAL,
     )
-    first = [cell.strip() for cell in next(reader)]
-    names = first if headed(first, columns) else None
-    if names is None:
-        if not piped:
+    names: list[str] | None = None
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield reader.line_num, Rejected("bad-row", f"{path.name}:{reader.line_num}: {error}")
+            continue
+        if cells is None:
+            return
+        if reader.line_num == 1 and headed([cell.strip() for cell in cells], columns):
+            names = [cell.strip() for cell in cells]
+        elif names is None and not piped:
             raise SheenError(
                 f"{path}: no header names an audio and a text column; known names: "
                 f"{known_columns()}"
             )
-        reader = csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE)
-    row: dict[str, Any] | Rejected
-    for cells in reader:
-        if not cells:
-            continue
-        if names is None:
-            row = ljspeech(cells)
-        elif len(cells) == len(names):
-            row = dict(zip(names, cells, strict=True))
-        else:
-            row = Rejected(
-                "bad-row",
-                f"{path.name}:{reader.line_num}: {len(cells)} cells, the header has {len(names)}",
-            )
-        yield reader.line_num, row
+        elif names is None and cells:
+            yield reader.line_num, ljspeech(cells)
+        elif names is not None and len(cells) == len(names):
+            yield reader.line_num, dict(zip(names, cells, strict=True))
+        elif names is not None and cells:
+            problem = f"{path.name}:{reader.line_num}: {len(cells)} cells, not {len(names)}"
+            yield reader.line_num, Rejected("bad-row", problem)
 
 
 def headed(cells: list[str], columns: Mapping[str, str]) -> bool:
@@ -195,26 +208,38 @@ def entry(
         text=text,
         audio=locate(audio, folder, contained),
         name=Path(audio).stem,
-        speaker=str(values["speaker"]) if values.get("speaker") else None,
-        language=str(values["language"]) if values.get("language") else language,
-        split=SPLITS.get(str(values.get("split", "")).lower()),
+        speaker=word(values.get("speaker")),
+        language=word(values.get("language")) or language,
+        split=split(word(values.get("split"))),
         extra={key: value for key, value in row.items() if key not in used},
     )
+
+
+def word(value: Any) -> str | None:
+    """A cell as text; None for one that is missing or empty."""
+    return None if value is None or value == "" else str(value)
+
+
+def split(name: str | None) -> str | None:
+    if name is not None and name.lower() not in SPLITS:
+        raise Rejected("bad-row", f"unknown split '{name}'; known: {', '.join(SPLITS)}")
+    return None if name is None else SPLITS[name.lower()]
 
 
 def locate(audio: str, folder: Path, contained: bool) -> Path:
     """The file that a row means: as written, under wavs/, or with an ending added. A folder's
     rows stay inside it.
     """
-    if "\0" in audio:
-        raise Rejected("missing-audio", "the audio's name holds a NUL")
-    for base in (folder, folder / "wavs"):
-        for ending in ENDINGS:
-            path = base / f"{audio}{ending}"
-            if path.is_file():
-                if contained and not path.resolve().is_relative_to(folder.resolve()):
-                    raise Rejected("outside-folder", f"{audio} leads out of the data set's folder")
-                return path.resolve()
+    try:
+        for base in (folder, folder / "wavs"):
+            for ending in ENDINGS:
+                path = base / f"{audio}{ending}"
+                if path.is_file():
+                    if contained and not path.resolve().is_relative_to(folder.resolve()):
+                        raise Rejected("outside-folder", f"{audio} leads out of the data set")
+                    return path.resolve()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise Rejected("missing-audio", f"{audio[:60]!r}: {error}") from None
     raise Rejected("missing-audio", f"no file {folder / audio}")
 
 

@@ -34,9 +34,10 @@ def assign(data: Data, kept: Sequence[Kept]) -> list[str]:
     order = sorted(
         sizes, key=lambda group: hashlib.sha256(f"{data.seed}:{group}".encode()).digest()
     )
-    wanted, chosen = data.validation * len(kept), set[str]()
+    chosen, taken = set[str](), 0
     for group in order[:-1]:
-        if sum(sizes[each] for each in chosen) >= wanted:
+        if taken >= data.validation * len(kept):
             break
         chosen.add(group)
+        taken += sizes[group]
     return ["validation" if row.group in chosen else "train" for row in kept]
