@@ -2,7 +2,7 @@
 against the contract.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -83,7 +83,7 @@ def _register(point: EntryPoint) -> Backbone:
     missing = [hook for hook in HOOKS if not getattr(manager.hook, hook).get_hookimpls()]
     if missing:
         raise TypeError(f"it lacks the hooks {', '.join(missing)}")
-    spec = manager.hook.describe()
+    spec = manager.hook.describe(recipe=None)
     if not isinstance(spec, BackboneSpec):
         raise TypeError(f"describe() returned {type(spec).__name__}, not a BackboneSpec")
     if spec.api != API:
@@ -114,6 +114,7 @@ def resolve(recipe: str, settings: list[str]) -> tuple[Recipe[Any], Backbone]:
     """A recipe by name or path with overrides applied, and its backbone."""
     path = find(recipe)
     values = override(read(path), settings)
-    backbone = load(values["backbone"])
+    backbone = load(str(values["backbone"]))
     where = f"recipe '{recipe}'" + (" with the command line's settings" if settings else "")
-    return validate(values, backbone.spec.options, where), backbone
+    resolved = validate(values, backbone.spec.options, where)
+    return resolved, replace(backbone, spec=backbone.hook.describe(recipe=resolved))

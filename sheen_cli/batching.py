@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from sheen_cli.backbones import Backbone
-from sheen_cli.recipe import Recipe
+from sheen_cli.backbones import Backbone, load
+from sheen_cli.errors import SheenError
+from sheen_cli.recipe import Recipe, validate
 from sheen_cli.rows import Rows
 from sheen_cli.types import Batch
 
@@ -74,18 +75,28 @@ def seed_of(*parts: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
 
 
-class MicroBatches(Dataset[Micro]):
+class MicroBatches(Dataset[Micro | SheenError]):
     """Collated micro-batches by place; workers read and collate on their own."""
 
     def __init__(self, backbone: Backbone, recipe: Recipe[Any], rows: Rows, ranks: int) -> None:
         self.backbone, self.recipe, self.rows = backbone, recipe, rows
         self.size = recipe.train.batch_size * recipe.train.accumulate * ranks
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = self.recipe.model_dump(mode="json")
+        return _rebuild, (self.backbone.name, values, self.rows, self.size)
+
     def windows(self, epoch: int) -> list[list[int]]:
         train = self.recipe.train
         return windows(self.rows.seconds, self.size, train.bucket, train.seed, epoch)
 
-    def __getitem__(self, place: Place) -> Micro:
+    def __getitem__(self, place: Place) -> Micro | SheenError:
+        try:
+            return self.micro(place)
+        except SheenError as error:  # returned, so that it crosses from a worker as it is
+            return error
+
+    def micro(self, place: Place) -> Micro:
         parts = cut(self.windows(place.epoch)[place.window], self.recipe.train.batch_size)
         ghost = place.part >= len(parts)
         rows = parts[0 if ghost else place.part]
@@ -94,6 +105,15 @@ class MicroBatches(Dataset[Micro]):
             recipe=self.recipe, rows=[self.rows[i] for i in rows], seed=seed
         )
         return Micro(batch, ghost, rows)
+
+
+def _rebuild(name: str, values: dict[str, Any], rows: Rows, size: int) -> MicroBatches:
+    """In another process. A recipe's class is made on the fly, so it cannot be pickled."""
+    backbone = load(name)
+    recipe = validate(values, backbone.spec.options, "the recipe")
+    data = MicroBatches(backbone, recipe, rows, 1)
+    data.size = size
+    return data
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sheen_cli import console
 from sheen_cli.errors import SheenError
-from sheen_cli.files import building, digests, point, remove, write_json
+from sheen_cli.files import FORMAT, building, digests, point, remove, write_json
 from sheen_cli.recipe import Recipe, save
 
 MANIFEST = "manifest.json"
@@ -27,7 +27,7 @@ def write(folder: Path, recipe: Recipe[Any], artifacts: Path, fill: Callable[[Pa
             shutil.copytree(artifacts, part / "artifacts")
         save(recipe, part / "recipe.yaml")
         write_json(
-            part / MANIFEST, {"format": 1, "backbone": recipe.backbone, "files": digests(part)}
+            part / MANIFEST, {"format": FORMAT, "backbone": recipe.backbone, "files": digests(part)}
         )
 
 
@@ -76,6 +76,17 @@ def newest(run: Path) -> Path | None:
             return folder
         console.warn(f"{folder} is passed over: {problem}")
     return None
+
+
+def rewind(run: Path, to: int) -> None:
+    """Before a run goes on from step `to`: remove later checkpoints, which are damaged, and what a
+    crash left half written.
+    """
+    for folder in listed(run):
+        if step(folder) > to:
+            remove(folder)
+    for folder in [*run.glob(".checkpoint-*.part"), *run.glob(".checkpoint-*.old")]:
+        shutil.rmtree(folder)
 
 
 def rotate(run: Path, keep: int, best: Path | None) -> None:

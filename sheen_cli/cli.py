@@ -4,6 +4,7 @@ that help is quick.
 
 import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except SheenError as error:
-            console.say(f"error: {error}")
+            console.error(f"error: {error}")
+            ctx.exit(2)
+        except OSError as error:  # a full disk, a folder where a file should be, no permission
+            console.error(f"error: {error.filename or ''}: {error.strerror or error}")
             ctx.exit(2)
         except KeyboardInterrupt:
             console.say("stopped")
@@ -169,15 +173,13 @@ def train(
     if recipe is None:
         recipe = load(manifest(data)["backbone"]).spec.recipe
         console.say(f"no recipe was named; '{recipe}' fits the data")
-    flags = {
-        "max_steps": max_steps,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-    }
-    resolved, backbone = resolve(
-        recipe, flagged({f"train.{key}": value for key, value in flags.items()}) + (settings or [])
-    )
+    if settled := [each for each in settings or [] if each.startswith("data.")]:
+        raise SheenError(f"{settled[0]}: `sheen prepare` settles the data; train takes it as it is")
+    flags = flagged({"train.learning_rate": learning_rate, "train.batch_size": batch_size})
+    if max_steps is not None or epochs is not None:  # then they alone are the end
+        ends = {"max_steps": max_steps, "epochs": epochs, "max_minutes": None}
+        flags += [f"train.{key}={json.dumps(value)}" for key, value in ends.items()]
+    resolved, backbone = resolve(recipe, flags + (settings or []))
     out = out or Path("runs") / Path(recipe).stem
     best = jobs.train(resolved, backbone, data, out, resume)
     facts = describe(out)
@@ -206,11 +208,8 @@ def synth(
     from sheen_cli import synthesis
     from sheen_cli.types import Request
 
-    piped = (
-        None
-        if text is not None or text_file is not None or sys.stdin.isatty()
-        else sys.stdin.read()
-    )
+    given = text is not None or text_file is not None
+    piped = None if given or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     sentences = synthesis.texts(text, text_file, piped)
     voice = synthesis.Voice(checkpoint or synthesis.newest_run(Path("runs")))
     defaults = voice.recipe.synth
@@ -268,10 +267,17 @@ def plugins_list(as_json: Json = False) -> None:
 
 def flagged(values: dict[str, Any]) -> list[str]:
     """Flags that were given, as recipe settings."""
-    return [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in values.items()
+        if value is not None
+    ]
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a code page that lacks a letter must not stop us
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

@@ -18,8 +18,19 @@ def fancy() -> bool:
     )
 
 
+def mute() -> bool:
+    """Whether this is one of several processes and not the first, which speaks for all."""
+    return os.environ.get("RANK", "0") != "0"
+
+
 def say(text: str) -> None:
     """A line of progress for people."""
+    if not mute():
+        error(text)
+
+
+def error(text: str) -> None:
+    """A line that every process may say."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -29,7 +40,8 @@ def warn(text: str) -> None:
 
 def result(text: str) -> None:
     """A line that is the command's answer."""
-    print(text, flush=True)
+    if not mute():
+        print(text, flush=True)
 
 
 def columns(rows: Iterable[tuple[str, ...]], gap: str = "  ") -> list[str]:

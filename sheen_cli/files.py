@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from sheen_cli.errors import SheenError
+
+FORMAT = 1  # of dataset.json, run.json and a checkpoint's manifest.json
+
 
 def sync(path: Path) -> None:
     """Flush a file's contents or a folder's entries to the disk."""
@@ -46,6 +50,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of one of sheen's own files. Raises SheenError where it is damaged."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise SheenError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise SheenError(f"{path} is not of this sheen's format {FORMAT}; it was made by another")
+    return value
 
 
 @contextmanager

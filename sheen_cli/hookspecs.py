@@ -27,9 +27,11 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 @hookspec(firstresult=True)
-def describe() -> BackboneSpec:  # type: ignore[empty-body]
-    """Say what the backbone is. Called before anything heavy is needed, so it should not load
-    weights.
+def describe(recipe: Recipe[Any] | None) -> BackboneSpec:  # type: ignore[empty-body]
+    """Say what the backbone is; load no weights.
+
+    Called with None for the options and the name of the default recipe, then with the recipe, on
+    which rates and codebooks may depend.
     """
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sheen_cli import checkpoints, rows
 from sheen_cli.errors import SheenError
+from sheen_cli.files import read_json
 from sheen_cli.recipe import read
 from sheen_cli.rows import Rows
 
@@ -38,18 +39,21 @@ def describe(path: Path) -> dict[str, Any]:
 def describe_rows(path: Path) -> dict[str, Any]:
     table = Rows(path)
     counts: dict[str, Counter[str]] = {field: Counter() for field in FIELDS}
-    characters, frames, books = [], [], list[tuple[int, int]]()
+    characters, frames, books, odd = [], [], list[tuple[int, int]](), 0
     for row in table:
         for field in FIELDS:
             if field in row:
                 counts[field][str(row[field]) if row[field] is not None else "unknown"] += 1
         characters.append(len(str(row.get("text", ""))))
-        if codes := row.get("audio_codes"):
-            array = np.asarray(codes)
+        if "audio_codes" in row:
+            array = frames_of(row["audio_codes"])
+            if array is None:
+                odd += 1
+                continue
             frames.append(len(array))
             ends = list(zip(array.min(0).tolist(), array.max(0).tolist(), strict=True))
             books = [
-                (min(a, c), max(b, d)) for (a, b), (c, d) in zip(books or ends, ends, strict=True)
+                (min(a, c), max(b, d)) for (a, b), (c, d) in zip(books or ends, ends, strict=False)
             ]
     return {
         "rows": len(table),
@@ -58,8 +62,18 @@ def describe_rows(path: Path) -> dict[str, Any]:
         "characters": spread(characters),
         "frames": spread(frames),
         "code_ranges": books,
+        "unreadable_codes": odd or None,
         **{field: dict(counter.most_common()) for field, counter in counts.items() if counter},
     }
+
+
+def frames_of(codes: Any) -> np.ndarray | None:
+    """Codes as an array (frames, codebooks), or None where they are no such thing."""
+    try:
+        array = np.asarray(codes)
+    except ValueError:  # frames of different lengths
+        return None
+    return array if array.ndim == 2 and array.size and array.dtype.kind in "iu" else None
 
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
@@ -96,13 +110,13 @@ def describe_run(path: Path) -> dict[str, Any]:
         "best": (path / "best").readlink().name if (path / "best").is_symlink() else None,
         "last": (path / "last").readlink().name if (path / "last").is_symlink() else None,
         "validation_loss": losses,
-        "versions": json.loads((path / "run.json").read_text("utf-8"))["versions"],
+        "versions": read_json(path / "run.json")["versions"],
     }
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     problem = checkpoints.check(path)
-    manifest = json.loads((path / checkpoints.MANIFEST).read_text("utf-8"))
+    manifest = read_json(path / checkpoints.MANIFEST)
     progress = path / checkpoints.STATE / "progress.json"
     return {
         "backbone": manifest["backbone"],

@@ -2,7 +2,6 @@
 backbone's hook called.
 """
 
-import json
 import platform
 import time
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 from sheen_cli import __version__, checkpoints, console, rows
 from sheen_cli.backbones import Backbone
 from sheen_cli.errors import SheenError
-from sheen_cli.files import write_json
-from sheen_cli.prepare import differences, prepared_by
-from sheen_cli.recipe import Recipe, override, read, save
+from sheen_cli.files import FORMAT, read_json, sha256, write_json
+from sheen_cli.prepare import differences, flat, prepared_by
+from sheen_cli.recipe import Data, Recipe, read, save, validate
 from sheen_cli.rows import Rows
 
 # What may change between a run and its resumption: where it ends, and what is only watched.
@@ -28,6 +27,8 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
     checkpoint.
     """
     manifest = check_data(data, recipe, backbone)
+    # the record says what the rows were made from, whatever the recipe names
+    recipe = recipe.model_copy(update={"data": Data(**manifest["made_from"]["data"])})
     start = begin(recipe, out, manifest, resume)
     from sheen_cli import training
 
@@ -77,10 +78,8 @@ def check_data(data: Path, recipe: Recipe[Any], backbone: Backbone) -> dict[str,
                 f"{path} is missing although {data / rows.MANIFEST} lists it; prepare the "
                 f"data again"
             )
-        if len(Rows(path)) != facts["rows"]:
-            raise SheenError(
-                f"{path} has {len(Rows(path))} rows, not {facts['rows']}; prepare the data again"
-            )
+        if sha256(path) != facts["sha256"]:
+            raise SheenError(f"{path} was changed since it was prepared; prepare the data again")
     if "train" not in manifest["splits"]:
         raise SheenError(f"{data} holds no training rows")
     return manifest
@@ -95,30 +94,22 @@ def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool
         raise SheenError(
             f"{out} already holds a run; add --resume to go on with it, or choose another --out"
         )
-    if not exists and out.is_dir() and any(out.iterdir()):
+    if not exists and out.is_dir() and any(p.name != "recipe.yaml" for p in out.iterdir()):
         raise SheenError(f"{out} is not empty and holds no run; choose another --out")
     if not exists:
         if resume:
             console.say(f"nothing to resume in {out}: starting afresh")
         out.mkdir(parents=True, exist_ok=True)
         return None
-    before = json.loads((out / "run.json").read_text("utf-8"))
-    if before["data"] != fingerprint(manifest):
+    if read_json(out / "run.json")["data"] != fingerprint(manifest):
         raise SheenError(
             f"{out} was trained on other data; resume with the same data, or choose another --out"
         )
-    old = {
-        key: value for key, value in settings(read(out / "recipe.yaml")).items() if key not in FREE
-    }
-    new = {
-        key: value
-        for key, value in settings(override(recipe.model_dump(mode="json"), [])).items()
-        if key not in FREE
-    }
-    if changed := differences(old, new):
+    before = validate(read(out / "recipe.yaml"), type(recipe.model), f"{out}/recipe.yaml")
+    if changed := differences(*(fixed(each) for each in (before, recipe))):
         raise SheenError(
-            f"{out} was begun with other settings ({changed}); resume with the same, or "
-            f"choose another --out"
+            f"{out} was begun with other settings ({changed}); resume with the same, or choose "
+            f"another --out"
         )
     start = checkpoints.newest(out)
     console.say(
@@ -129,13 +120,10 @@ def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool
     return start
 
 
-def settings(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values as section.key -> value."""
-    flat = {}
-    for section, inner in values.items():
-        for key, value in inner.items() if isinstance(inner, dict) else [("", inner)]:
-            flat[f"{section}.{key}".rstrip(".")] = value
-    return flat
+def fixed(recipe: Recipe[Any]) -> dict[str, Any]:
+    """The settings that a resumed run must share with its beginning, as section.key -> value."""
+    settings = flat(recipe.model_dump(mode="json"))
+    return {key: value for key, value in settings.items() if key not in FREE}
 
 
 def fingerprint(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +140,7 @@ def about(manifest: dict[str, Any]) -> dict[str, Any]:
 
     packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr")
     return {
-        "format": 1,
+        "format": FORMAT,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": fingerprint(manifest),
         "versions": {

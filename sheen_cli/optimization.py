@@ -29,6 +29,7 @@ class Progress:
     window: int = 0  # of the epoch, the next to be done
     seconds: float = 0.0  # of training, over all resumes
     threads: int = 0
+    ranks: int = 1
     best: float | None = None
     best_step: int | None = None
 
@@ -56,7 +57,9 @@ def adamw(groups: Sequence[Group], train: Train) -> torch.optim.AdamW:
     settings = [
         {
             "params": list(group.parameters),
-            "factor": (group.learning_rate or train.learning_rate) / train.learning_rate,
+            "factor": 1.0
+            if group.learning_rate is None
+            else group.learning_rate / train.learning_rate,
             "weight_decay": train.weight_decay
             if group.weight_decay is None
             else group.weight_decay,

@@ -15,7 +15,7 @@ from sheen_cli import __version__, audio, console, rows
 from sheen_cli.audio import Rejected
 from sheen_cli.backbones import Backbone
 from sheen_cli.errors import SheenError
-from sheen_cli.files import building, digests, replacing, sha256, write_json, write_text
+from sheen_cli.files import FORMAT, building, digests, replacing, sha256, write_json, write_text
 from sheen_cli.recipe import Recipe
 from sheen_cli.sources import Source
 from sheen_cli.splits import SPLITS, Kept, assign
@@ -51,7 +51,7 @@ def prepare(
     kept = spool(recipe, backbone, clips, out)
     refused = write_rejected(out / "rejected.jsonl", clips.rejected)
     value = {
-        "format": 1,
+        "format": FORMAT,
         "sheen": __version__,
         "backbone": backbone.name,
         "made_from": made_from,

@@ -39,7 +39,9 @@ class Data(Section):
     """Which utterances, and how they are split."""
 
     dataset: str | None = None  # a folder, a .jsonl, or a data set that the backbone embeds
-    columns: dict[str, str] = {}  # ours -> theirs, as {text: sentence}; known aliases need no entry
+    columns: dict[
+        Literal["audio", "text", "speaker", "language", "split"], str
+    ] = {}  # ours -> theirs, as {text: sentence}; known aliases need no entry
     language: str | None = None  # for rows that name none
     max_samples: PositiveInt | None = None
     min_seconds: float = Field(0.2, ge=0)
@@ -143,10 +145,12 @@ def shipped() -> list[Named]:
     found: dict[str, Named] = {}
     for folder in folders():
         for path in sorted(folder.glob("*.yaml")):
-            text = path.read_text("utf-8")
-            first = text.partition("\n")[0]
+            first = path.read_text("utf-8", errors="replace").partition("\n")[0]
             about = first.lstrip("# ") if first.startswith("#") else ""
-            backbone = str((yaml.safe_load(text) or {}).get("backbone", "?"))
+            try:
+                backbone = read(path)["backbone"]
+            except SheenError as error:  # costs its own line alone
+                backbone, about = "?", str(error)
             found.setdefault(path.stem, Named(path.stem, path, backbone, about))
     return [found[name] for name in sorted(found)]
 
@@ -157,12 +161,13 @@ def find(name: str) -> Path:
         if not Path(name).is_file():
             raise SheenError(f"no recipe file {name}")
         return Path(name)
-    names = {recipe.name: recipe.path for recipe in shipped()}
-    if name not in names:
-        raise SheenError(
-            f"no recipe named '{name}'{did_you_mean(name, names)}; `sheen recipes list` shows all"
-        )
-    return names[name]
+    for folder in folders():
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    names = [recipe.name for recipe in shipped()]
+    raise SheenError(
+        f"no recipe named '{name}'{did_you_mean(name, names)}; `sheen recipes list` shows all"
+    )
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sheen_cli.errors import SheenError
-from sheen_cli.files import replacing
+from sheen_cli.files import read_json, replacing
 from sheen_cli.types import Row
 
 MANIFEST = "dataset.json"
@@ -78,6 +78,8 @@ def read_index(path: Path) -> np.ndarray:
         for number, line in enumerate(stream, 1):
             if line.strip():
                 seconds = parse(line, path, number).get("duration") or 0.0
+                if not isinstance(seconds, (int, float)):
+                    raise SheenError(f"{path}:{number}: duration is {seconds!r}, not a number")
                 entries.append((offset, len(line), zlib.crc32(line), float(seconds)))
             offset += len(line)
     try:
@@ -172,8 +174,4 @@ def manifest(folder: Path) -> dict[str, Any]:
             f"{folder} holds no prepared data ({MANIFEST} is missing); run `sheen prepare "
             f"--out {folder}`"
         )
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise SheenError(f"{path} is damaged ({error}); prepare the data again") from None
-    return dict(value)
+    return read_json(path)

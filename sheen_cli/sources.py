@@ -100,7 +100,7 @@ class Source:
 
 
 def read_csv(
-    path: Path, columns: Mapping[str, str]
+    path: Path, columns: Mapping[Any, str]
 ) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
     """Rows of a metadata.csv with their line numbers: LJSpeech's `id|text|normalised`, or with a
     header, `|` or `,`.
@@ -113,7 +113,7 @@ def read_csv(
 
 
 def csv_rows(
-    path: Path, stream: TextIO, columns: Mapping[str, str]
+    path: Path, stream: TextIO, columns: Mapping[Any, str]
 ) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
     first = stream.readline()
     if not first.strip():
@@ -150,7 +150,7 @@ def csv_rows(
             yield reader.line_num, Rejected("bad-row", problem)
 
 
-def headed(cells: list[str], columns: Mapping[str, str]) -> bool:
+def headed(cells: list[str], columns: Mapping[Any, str]) -> bool:
     return all(
         columns.get(field) in cells
         or any(alias in [cell.lower() for cell in cells] for alias in ALIASES[field])
@@ -181,7 +181,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
 def entry(
     row: Mapping[str, Any],
     folder: Path,
-    columns: Mapping[str, str],
+    columns: Mapping[Any, str],
     language: str | None,
     contained: bool,
 ) -> Entry:

@@ -12,6 +12,8 @@ from sheen_cli.errors import SheenError
 from sheen_cli.recipe import Recipe, read, validate
 from sheen_cli.types import Audio, Request
 
+TOGETHER = 16  # sentences that are generated at once
+
 
 class Voice:
     """A loaded checkpoint that speaks; load it once, use it for any number of texts."""
@@ -29,54 +31,51 @@ class Voice:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def speak(self, requests: Sequence[Request]) -> Iterator[Audio]:
-        """One Audio a request, in order. Raises SheenError for a text that the backbone cannot
-        speak.
+        """One Audio a request, in order, `TOGETHER` at a time. Raises SheenError for a text that
+        the backbone cannot speak.
         """
-        yield from self.backbone.hook.synth(recipe=self.recipe, model=self.model, requests=requests)
+        for start in range(0, len(requests), TOGETHER):
+            yield from self.backbone.hook.synth(
+                recipe=self.recipe, model=self.model, requests=requests[start : start + TOGETHER]
+            )
 
 
-def figures(speech: Audio, seconds: float | None = None) -> dict[str, Any]:
-    """What can be said of an output without hearing it; `seconds` is what it took to make."""
+def figures(speech: Audio) -> dict[str, Any]:
+    """What can be said of an output without hearing it."""
     samples = speech.samples if len(speech.samples) else np.zeros(1, np.float32)
-    duration = len(speech.samples) / speech.rate
-    found: dict[str, Any] = {
+    return {
         "frames": None if speech.codes is None else len(speech.codes),
-        "seconds": round(duration, 3),
+        "seconds": round(len(speech.samples) / speech.rate, 3),
         "rms": round(float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))), 5),
         "peak": round(float(np.abs(samples).max()), 5),
         "stop": speech.stop,
         "nll": {name: round(value, 3) for name, value in speech.nll.items()},
     }
-    if seconds is not None and duration:
-        found["real_time_factor"] = round(seconds / duration, 3)
-    return found
 
 
 def write(voice: Voice, requests: Sequence[Request], paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Speak each request into its file; returns text, wav and figures of each. Empty output is an
-    error.
+    """Speak each request into its file; returns text, wav and figures of each.
+
+    Sentences that are generated together share their real-time factor. Empty output is an error.
     """
-    report = []
-    started = time.perf_counter()
+    report: list[dict[str, Any]] = []
     with console.progress("speaking", len(requests)) as tick:
-        for number, (speech, request, path) in enumerate(
-            zip(voice.speak(requests), requests, paths, strict=True), 1
-        ):
-            if not len(speech.samples):
-                raise SheenError(
-                    f"the model said nothing for {request.text!r}: it stopped at once; "
-                    f"train it longer"
-                )
-            audio.write(path, speech.samples, speech.rate)
-            report.append(
-                {
-                    "text": request.text,
-                    "wav": str(path),
-                    **figures(speech, time.perf_counter() - started),
-                }
-            )
-            started = time.perf_counter()
-            tick(number, path.name)
+        for start in range(0, len(requests), TOGETHER):
+            some = requests[start : start + TOGETHER]
+            began = time.perf_counter()
+            spoken = list(voice.speak(some))
+            elapsed = time.perf_counter() - began
+            factor = elapsed / max(1e-9, sum(len(each.samples) / each.rate for each in spoken))
+            for request, speech, path in zip(some, spoken, paths[start:], strict=False):
+                if not len(speech.samples):
+                    raise SheenError(
+                        f"the model said nothing for {request.text!r}: it stopped at once; "
+                        f"train it longer"
+                    )
+                audio.write(path, speech.samples, speech.rate)
+                facts = {"text": request.text, "wav": str(path), **figures(speech)}
+                report.append({**facts, "real_time_factor": round(factor, 3)})
+            tick(len(report), paths[len(report) - 1].name)
     return report
 
 
@@ -84,6 +83,7 @@ def line(facts: dict[str, Any]) -> str:
     """One output's figures for people."""
     frames = "" if facts["frames"] is None else f"{facts['frames']} frames, "
     stop = "ended by itself" if facts["stop"] == "end" else "CUT OFF at its length limit"
+    stop += ", SILENT" if facts["peak"] < audio.SILENT else ""
     return (
         f"{facts['wav']}: {frames}{facts['seconds']:.2f} s, RMS {facts['rms']:.3f}, peak "
         f"{facts['peak']:.2f}, {stop}"
@@ -111,13 +111,20 @@ def texts(text: str | None, file: Path | None, piped: str | None) -> list[str]:
     if text is not None:
         lines = [text]
     else:
-        lines = (file.read_text("utf-8-sig") if file is not None else piped or "").splitlines()
+        lines = (read_text(file) if file is not None else piped or "").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         raise SheenError(
             "there is no text to speak; give --text, --text-file or lines on standard input"
         )
     return lines
+
+
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SheenError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
 
 
 def newest_run(runs: Path) -> Path:

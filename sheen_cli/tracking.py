@@ -11,7 +11,13 @@ from sheen_cli.files import write_text
 def append(path: Path, record: dict[str, Any]) -> None:
     """Add one line to the log."""
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+        stream.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines but one that a crash cut off."""
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if step_of(line) < math.inf]
 
 
 def take_back(path: Path, step: int) -> None:

@@ -59,12 +59,18 @@ class Run:
 
 
 def accelerator(train: Train) -> Accelerator:
-    return Accelerator(mixed_precision="no" if train.precision == "fp32" else train.precision)
+    """The devices and the precision. Raises SheenError for what this trainer cannot do."""
+    parallel = Accelerator(mixed_precision="no" if train.precision == "fp32" else train.precision)
+    if train.precision == "fp16" and parallel.device.type == "cpu":
+        raise SheenError("train.precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
+    if parallel.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        raise SheenError(f"{parallel.distributed_type} is not supported; launch plain processes")
+    return parallel
 
 
 def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None:
     train, parallel = run.recipe.train, run.accelerator
-    progress = restore(run) if run.resume else Progress()
+    progress = restore(run) if run.resume else Progress(ranks=parallel.num_processes)
     set_threads(run, model, progress)
     optimizer = adamw(groups, train)
     if run.resume:
@@ -72,6 +78,9 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
             torch.load(run.resume / checkpoints.STATE / "optimizer.pt", weights_only=True)
         )
     model, optimizer = parallel.prepare(model, optimizer)
+    if run.resume and parallel.scaler is not None:
+        scaler = torch.load(run.resume / checkpoints.STATE / "scaler.pt", weights_only=True)
+        parallel.scaler.load_state_dict(scaler)
     data = MicroBatches(run.backbone, run.recipe, run.rows, parallel.num_processes)
     total = total_steps(train, len(data.windows(0)))
     started = time.monotonic() - progress.seconds
@@ -98,28 +107,34 @@ def validate_and_save(
     run: Run, model: nn.Module, optimizer: Any, save: Save, progress: Progress, last: bool
 ) -> None:
     """What is due after this step; a better validation loss, too, is a reason to save."""
-    train = run.recipe.train
+    train, parallel = run.recipe.train, run.accelerator
     due = last or progress.step % train.save_every == 0
     if run.validation is not None and (last or progress.step % train.validate_every == 0):
         scores = validate(run, model)
+        if not math.isfinite(scores["loss"]):
+            raise SheenError(
+                f"the validation loss is {scores['loss']} after step {progress.step}; lower "
+                f"train.learning_rate"
+            )
         log(run, progress, {f"validation_{name}": value for name, value in scores.items()})
-        if run.accelerator.is_main_process:
+        if parallel.is_main_process:
             console.say(f"step {progress.step}: validation loss {scores['loss']:.4f}")
         if progress.best is None or scores["loss"] < progress.best:
             progress.best, progress.best_step, due = scores["loss"], progress.step, True
-    if not due or not run.accelerator.is_main_process:
+    if not due or not parallel.is_main_process:
         return
 
     def fill(folder: Path) -> None:
-        save(run.accelerator.unwrap_model(model), folder)
+        save(parallel.unwrap_model(model), folder)
         state = folder / checkpoints.STATE
         state.mkdir()
         torch.save(optimizer.state_dict(), state / "optimizer.pt")
+        if parallel.scaler is not None:
+            torch.save(parallel.scaler.state_dict(), state / "scaler.pt")
         write_text(state / "progress.json", json.dumps(asdict(progress)))
 
     checkpoints.write(run.folder / f"checkpoint-{progress.step}", run.recipe, run.artifacts, fill)
-    best = None if progress.best_step is None else run.folder / f"checkpoint-{progress.best_step}"
-    checkpoints.rotate(run.folder, train.keep, best)
+    checkpoints.rotate(run.folder, train.keep, best_folder(run, progress))
 
 
 def optimize(
@@ -144,18 +159,18 @@ def optimize(
             parallel.backward(objective)
         add(sums, loss, 0 if micro.ghost else 1)
     record = averages(sums, counts, parallel)
-    if not math.isfinite(record["loss"]):
+    limit = run.recipe.train.clip_norm
+    norm = float(parallel.clip_grad_norm_(model.parameters(), math.inf if limit is None else limit))
+    # with fp16 a step may overflow: its scaler leaves it out and goes on with a smaller scale
+    if not math.isfinite(record["loss"]) or (not math.isfinite(norm) and parallel.scaler is None):
         names = ", ".join(run.rows[i]["id"] for micro in window for i in micro.rows[:4])
         raise SheenError(
-            f"the loss is {record['loss']} in a batch with the rows {names} ...; lower "
-            f"train.learning_rate"
+            f"the loss is {record['loss']} and its gradient's norm {norm} in a batch with the rows "
+            f"{names} ...; lower train.learning_rate"
         )
-    if run.recipe.train.clip_norm is not None:
-        norm = parallel.clip_grad_norm_(model.parameters(), run.recipe.train.clip_norm)
-        record["gradient_norm"] = float(norm)
     optimizer.step()
     optimizer.zero_grad()
-    return record
+    return {**record, "gradient_norm": norm} if math.isfinite(norm) else record
 
 
 @torch.no_grad()
@@ -200,7 +215,14 @@ def stream(data: MicroBatches, progress: Progress, parallel: Accelerator) -> Ite
     )
     loader = iter(DataLoader(data, batch_size=None, sampler=places, num_workers=train.workers))
     while True:
-        yield list(islice(loader, train.accumulate))
+        yield [good(micro) for micro in islice(loader, train.accumulate)]
+
+
+def good(micro: Micro | SheenError) -> Micro:
+    """Raise here what a reading process met; its own traceback would bury the message."""
+    if isinstance(micro, SheenError):
+        raise micro
+    return micro
 
 
 def advance(progress: Progress, windows: int) -> None:
@@ -215,9 +237,25 @@ def restore(run: Run) -> Progress:
     assert run.resume is not None
     state = json.loads((run.resume / checkpoints.STATE / "progress.json").read_text("utf-8"))
     progress = Progress(**state)
+    ranks = run.accelerator.num_processes
+    if progress.ranks != ranks:
+        raise SheenError(
+            f"{run.resume} was written by {progress.ranks} processes, this is {ranks}: rows would "
+            f"repeat or be left out; resume with {progress.ranks}"
+        )
     if run.accelerator.is_main_process:
         tracking.take_back(run.folder / LOG, progress.step)
+        checkpoints.rewind(run.folder, progress.step)
+    best = best_folder(run, progress)
+    if best is not None and not best.is_dir():
+        progress.best = progress.best_step = None
+    if run.accelerator.is_main_process:
+        checkpoints.rotate(run.folder, run.recipe.train.keep, best_folder(run, progress))
     return progress
+
+
+def best_folder(run: Run, progress: Progress) -> Path | None:
+    return None if progress.best_step is None else run.folder / f"checkpoint-{progress.best_step}"
 
 
 def log(run: Run, progress: Progress, record: dict[str, float]) -> None:
@@ -241,13 +279,16 @@ def set_threads(run: Run, model: nn.Module, progress: Progress) -> None:
         return
     if wanted == "auto":
         data = MicroBatches(run.backbone, run.recipe, run.rows, parallel.num_processes)
-        batch = data[Place(0, 0, parallel.process_index)].batch
+        batch = good(data[Place(0, 0, parallel.process_index)]).batch
         counts = {name: float(count) for name, count in batch.counts.items()}
 
         def probe() -> None:
             torch.autograd.backward(total_loss(batch_loss(run, model, batch), counts))
 
-        wanted = progress.threads or threads.fastest(probe)
+        share = max(1, threads.cores() // parallel.num_processes)  # ranks must not probe at once
+        wanted = progress.threads or (
+            threads.fastest(probe) if parallel.num_processes == 1 else share
+        )
         model.zero_grad()
         if parallel.is_main_process:
             console.say(f"training on {wanted} CPU thread{'s'[: wanted > 1]}")

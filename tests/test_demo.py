@@ -56,7 +56,7 @@ def test_the_codec_keeps_the_words(test_entries: list[Entry], data: Path) -> Non
 
 def test_the_demo_steps_through_and_untrained_weights_say_nothing(tmp_path: Path) -> None:
     run, data = tmp_path / "run", tmp_path / "data"
-    small = ["model.vocoder_rounds=8", "data.max_samples=240"]
+    small = ["model.vocoder_rounds=8", "data.max_samples=300"]
     arguments = ["--out", run, "--data", data, "--max-steps", 2]
     result = sheen("demo", *arguments, *small)
     for part in (

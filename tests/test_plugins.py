@@ -86,6 +86,7 @@ def test_two_packages_with_one_name_are_both_named(tmp_path: Path) -> None:
 def test_a_plugins_recipes_are_found_without_importing_it(tmp_path: Path) -> None:
     (tmp_path / "broken_pack" / "recipes").mkdir(parents=True)
     (tmp_path / "broken_pack" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "broken_pack" / "recipes" / "bad.yaml").write_text("a: [")
     (tmp_path / "broken_pack" / "recipes" / "theirs.yaml").write_text(
         "# Their own.\nbackbone: pack\n"
     )
@@ -93,6 +94,7 @@ def test_a_plugins_recipes_are_found_without_importing_it(tmp_path: Path) -> Non
     (tmp_path / "broken_pack.py").unlink()
     out = sheen(tmp_path, "recipes", "list")
     assert out.returncode == 0 and "theirs" in out.stdout and "Their own." in out.stdout
+    assert "bad.yaml: not YAML" in out.stdout and "demo" in out.stdout
 
 
 # --- boundaries ----------------------------------------------------------------------------------

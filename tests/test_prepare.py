@@ -10,6 +10,7 @@ import soundfile
 from conftest import TINY, digit_sentences, sheen, write_folder
 
 from sheen_cli.backbones import resolve
+from sheen_cli.files import sha256
 from sheen_cli.rows import Rows
 from sheen_cli.splits import Kept, assign
 from sheen_demo import words
@@ -231,14 +232,79 @@ def test_split_by_speaker(tmp_path: Path) -> None:
 
 
 def test_a_source_with_splits_keeps_them(tmp_path: Path) -> None:
-    for name, text in (("a", "one"), ("b", "two"), ("c", "three")):
+    said = {"train": "one two three", "validation": "two", "test": "three"}
+    for name, text in zip("abcd", [*said.values(), "one"], strict=True):
         wav(tmp_path / "set" / f"{name}.wav", text)
     (tmp_path / "set" / "metadata.csv").write_text(
-        "file_name|text|split\na|one|train\nb|two|dev\nc|three|test\n"
+        "file_name|text|split\na|one two three|Train\nb|two|val\nc|three|test\nd|one|some\n"
     )
     sheen("prepare", "--dataset", tmp_path / "set", "--out", tmp_path / "out", "--recipe", "demo")
-    for name, text in (("train", "one"), ("validation", "two"), ("test", "three")):
+    for name, text in said.items():
         assert [row["text"] for row in Rows(tmp_path / "out" / f"{name}.jsonl")] == [text]
+    assert "unknown split 'some'" in refused(tmp_path / "out")[0]["detail"]
+
+
+def test_words_that_training_never_says_are_left_out_of_the_other_splits(tmp_path: Path) -> None:
+    for name, text in (("a", "one"), ("b", "two")):
+        wav(tmp_path / "set" / f"{name}.wav", text)
+    (tmp_path / "set" / "metadata.csv").write_text("id|text|split\na|one|train\nb|two|dev\n")
+    rows = prepared(tmp_path / "set", tmp_path / "out")
+    assert [row["text"] for row in rows] == ["one"]
+    assert refused(tmp_path / "out")[0]["reason"] == "unknown-word"
+
+
+def test_prepare_writes_over_nothing_that_it_did_not_make(tmp_path: Path) -> None:
+    wav(tmp_path / "data" / "x.wav")
+    mine = tmp_path / "data" / "train.jsonl"
+    mine.write_text('{"audio": "x.wav", "text": "one two"}\n')
+    arguments = ["prepare", "--dataset", mine, *BASE]
+    result = sheen(*arguments, "--out", tmp_path / "data", code=2)
+    assert "holds the data set" in result.output
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "test.jsonl").write_text("{}\n")
+    result = sheen(*arguments, "--out", tmp_path / "other", "--overwrite", code=2)
+    assert "test.jsonl that sheen did not make" in result.output
+    assert (
+        mine.read_text().startswith('{"audio"') and not (tmp_path / "data" / "artifacts").exists()
+    )
+
+
+def test_an_overwrite_that_finds_nothing_leaves_the_old_data(tmp_path: Path) -> None:
+    wav(tmp_path / "set" / "a.wav")
+    (tmp_path / "set" / "metadata.csv").write_text("a|one two\n")
+    out = tmp_path / "out"
+    prepared(tmp_path / "set", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    sheen("prepare", "--dataset", tmp_path / "set", "--out", out, *BASE, "--overwrite",
+          "data.min_seconds=20", code=2)  # fmt: skip
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_a_changed_listing_is_other_data(tmp_path: Path) -> None:
+    wav(tmp_path / "set" / "a.wav")
+    (tmp_path / "set" / "metadata.csv").write_text("a|one two\n")
+    prepared(tmp_path / "set", tmp_path / "out")
+    (tmp_path / "set" / "metadata.csv").write_text("a|one three\n")
+    arguments = ["prepare", "--dataset", tmp_path / "set", "--out", tmp_path / "out", *BASE]
+    assert "made otherwise (listing" in sheen(*arguments, code=2).output
+
+
+def test_csv_cells_keep_what_is_in_them(tmp_path: Path) -> None:
+    """Line breaks in quotes, Unicode separators, a cell that is too long, a name that no file
+    has.
+    """
+    for name in "abc":
+        wav(tmp_path / "set" / f"{name}.wav", {"a": "one", "b": "two", "c": "three"}[name])
+    long = "x" * 200_000
+    text = f'audio,text\na,"one\ntwo, three"\nb,"x\u2028y\x85z"\n{long[:300]},one\nc,{long}\n'
+    (tmp_path / "set" / "metadata.csv").write_text(text, "utf-8", newline="")
+    rows = prepared(tmp_path / "set", tmp_path / "out")
+    assert [row["text"] for row in rows] == ["one\ntwo, three"]
+    assert [row["reason"] for row in refused(tmp_path / "out")] == [
+        "bad-text",
+        "missing-audio",
+        "bad-row",
+    ]
 
 
 # --- data and recipe must fit --------------------------------------------------------------------
@@ -254,7 +320,7 @@ def test_training_refuses_data_that_is_unfinished_or_touched(folder: Path, tmp_p
     result = sheen(
         "train", "--recipe", "demo", "--data", out, "--out", tmp_path / "run", *TINY, code=2
     )
-    assert "rows, not" in result.output
+    assert "was changed since it was prepared" in result.output
     (out / "train.jsonl").unlink()
     result = sheen(
         "train", "--recipe", "demo", "--data", out, "--out", tmp_path / "run", *TINY, code=2
@@ -263,12 +329,18 @@ def test_training_refuses_data_that_is_unfinished_or_touched(folder: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_s1_4_codes_damaged_by_hand_are_found_when_trained_on(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_s1_4_codes_damaged_by_hand_are_found_when_trained_on(
+    folder: Path, tmp_path: Path, workers: int
+) -> None:
     out = tmp_path / "out"
     sheen("prepare", "--dataset", folder, "--out", out, *BASE)
     rows = list(Rows(out / "train.jsonl"))
     rows[3]["audio_codes"][2][1] = 999
     (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = json.loads((out / "dataset.json").read_text())
+    manifest["splits"]["train"]["sha256"] = sha256(out / "train.jsonl")
+    (out / "dataset.json").write_text(json.dumps(manifest))
     result = sheen("train", "--recipe", "demo", "--data", out, "--out", tmp_path / "run", *TINY,
-                   "train.batch_size=64", code=2)  # fmt: skip
+                   "train.batch_size=64", f"train.workers={workers}", code=2)  # fmt: skip
     assert "train.jsonl:4: audio_codes: frame 2, codebook 1: 999 is not in 0..127" in result.output

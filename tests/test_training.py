@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from conftest import TINY, sheen
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from sheen_cli import Batch, Recipe, Run, SheenError, jobs
 from sheen_cli.backbones import Backbone, resolve
 from sheen_cli.batching import MicroBatches, Place, cut, windows
+from sheen_cli.files import digests
 from sheen_cli.objective import total_loss, window_counts
 from sheen_cli.optimization import Group, Progress, adamw, default_groups, learning_rate
 from sheen_cli.recipe import Train
@@ -314,6 +316,75 @@ def test_a_damaged_newest_checkpoint_is_passed_over_aloud(
     assert (out / "last").readlink() == Path("checkpoint-5")
 
 
+def test_best_and_last_survive_a_damaged_newest_checkpoint(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(data, out, "train.max_steps=4", "train.save_every=2", "train.validate_every=2")
+    (out / "checkpoint-4" / "manifest.json").unlink()
+    (out / ".checkpoint-9.part").mkdir()  # as a crash would leave it
+    settings = ["train.max_steps=3", "train.save_every=2", "train.validate_every=2", "train.keep=1"]
+    train(data, out, *settings, resume=True)
+    assert (out / "last").readlink() == Path("checkpoint-3")
+    assert (out / "best" / "manifest.json").is_file()
+    assert not (out / "checkpoint-4").exists() and not list(out.glob(".*"))
+
+
+def test_a_run_that_ended_before_its_links_were_made_gets_them(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(data, out)
+    (out / "best").unlink()
+    (out / "last").unlink()
+    train(data, out, resume=True)
+    assert (out / "best").is_dir() and (out / "last").is_dir()
+
+
+def test_another_number_of_processes_does_not_resume(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(data, out)
+    folder = (out / "last").resolve()
+    progress = json.loads((folder / "training" / "progress.json").read_text())
+    (folder / "training" / "progress.json").write_text(json.dumps({**progress, "ranks": 2}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {k: v for k, v in digests(folder).items() if k != "manifest.json"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SheenError, match="written by 2 processes, this is 1"):
+        train(data, out, "train.max_steps=5", resume=True)
+
+
+def test_the_record_names_the_data_that_was_trained_on(
+    data: Path, folder: Path, tmp_path: Path
+) -> None:
+    train(data, tmp_path / "run")
+    for path in (tmp_path / "run", tmp_path / "run" / "best"):
+        assert yaml.safe_load((path / "recipe.yaml").read_text())["data"]["dataset"] == str(folder)
+
+
+def test_s0_22_bf16_trains_in_bf16_and_fp16_needs_a_gpu(data: Path, tmp_path: Path) -> None:
+    runs = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        out = tmp_path / precision
+        arguments = ["train", "--recipe", "demo", "--data", data, "--out", out, *TINY]
+        command = [sys.executable, "-m", "sheen_cli", *arguments, f"train.precision={precision}"]
+        runs[precision] = subprocess.run(command, capture_output=True, text=True)
+    assert runs["fp32"].returncode == runs["bf16"].returncode == 0, runs["bf16"].stderr
+    full, half = (metrics(tmp_path / name)[0]["loss"] for name in ("fp32", "bf16"))
+    assert half != full and half == pytest.approx(full, rel=0.02)
+    weights = load_file(tmp_path / "bf16" / "last" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}  # masters stay whole
+    assert runs["fp16"].returncode == 2 and "needs a GPU" in runs["fp16"].stderr
+
+
+def test_processes_do_not_share_a_file_position_with_their_parent(data: Path) -> None:
+    script = (
+        "import multiprocessing, sys; from pathlib import Path; from sheen_cli.rows import Rows\n"
+        "rows = Rows(Path(sys.argv[1])); ids = [row['id'] for row in rows]\n"
+        "def read(i): return rows[i]['id']\n"
+        "with multiprocessing.get_context('fork').Pool(4) as pool:\n"
+        "    assert pool.map(read, list(range(len(rows))) * 400, chunksize=1) == ids * 400\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script, data / "train.jsonl"]
+    subprocess.run(command, check=True)
+
+
 def test_runs_do_not_mix(data: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(data, out)
@@ -352,7 +423,7 @@ def test_resume_with_nothing_to_resume_starts_afresh(
 
 def test_a_loss_that_is_not_finite_stops_and_names_rows(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(SheenError, match=r"the loss is nan in a batch with the rows 0\d\d-"):
+    with pytest.raises(SheenError, match=r"norm nan in a batch with the rows 0\d\d-"):
         train(data, out, "train.learning_rate=1e30", "train.clip_norm=null", "train.max_steps=20")
     assert not list(out.glob("checkpoint-*"))
 

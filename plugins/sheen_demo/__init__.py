@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -49,6 +49,14 @@ class Options(Section):
     blank_frames: float = Field(0.25, ge=0, le=1)
     vocoder_rounds: PositiveInt = 40  # iterations of Griffin-Lim
 
+    @model_validator(mode="after")
+    def _divides(self) -> "Options":
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden ({self.hidden}) must be a multiple of twice the heads ({self.heads})"
+            )
+        return self
+
 
 @hookimpl
 def describe() -> BackboneSpec:
@@ -71,8 +79,9 @@ def prepare(
 
     def read() -> Iterator[np.ndarray]:
         for clip in clips:
-            lengths.append((split(clip.text), -(-len(clip.audio) // codec.FRAME)))
-            yield clip.audio
+            if clip.split in (None, "train"):  # nothing is learnt from what is held out
+                lengths.append((split(clip.text), -(-len(clip.audio) // codec.FRAME)))
+                yield clip.audio
 
     fitted = codec.fit(read(), recipe.data.seed)
     fitted.save(artifacts / "codec.safetensors")
@@ -80,7 +89,11 @@ def prepare(
     paced.save(artifacts / "pace.json")
     known = {word: number for number, word in enumerate(paced.words)}
     for clip in clips:
-        ids = [known[word] for word in split(clip.text)]
+        said = split(clip.text)
+        if unknown := [word for word in said if word not in known]:
+            yield Skip("unknown-word", f"training never says {', '.join(unknown)}")
+            continue
+        ids = [known[word] for word in said]
         if not ids:
             yield Skip("empty-text", "no word is left without the punctuation")
             continue

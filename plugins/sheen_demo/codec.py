@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sheen_cli import SheenError
+
 RATE = 16_000
 HOP = 200  # 80 mel frames a second
 STACK = 4  # mel frames a codec frame
@@ -68,9 +70,20 @@ def fit(clips: Iterable[np.ndarray], seed: int = 0, limit: int = 40_000) -> Code
     samples).
     """
     generator = torch.Generator().manual_seed(seed)
-    frames = torch.cat([stacked_mels(clip) for clip in clips])
-    if len(frames) > limit:
-        frames = frames[torch.randperm(len(frames), generator=generator)[:limit]]
+    frames, seen = torch.zeros(0, STACK * MELS), 0
+    for clip in clips:  # reservoir sampling: every frame stays with the same chance
+        mine = stacked_mels(clip)
+        places = torch.arange(seen, seen + len(mine))
+        late = places >= limit
+        chance = torch.rand(int(late.sum()), generator=generator)
+        places[late] = (chance * (places[late] + 1)).long()
+        if seen < limit:
+            frames = torch.cat([frames, torch.zeros(min(limit - seen, len(mine)), STACK * MELS)])
+        kept = places < len(frames)
+        frames[places[kept]] = mine[kept]
+        seen += len(mine)
+    if not seen:
+        raise SheenError("there is nothing to fit the codec to: no row is for training")
     mels = frames.view(-1, MELS)
     mean, scale = mels.mean(0), mels.std(0).clamp_min(1e-3)
     residual = normalise(frames, mean, scale)
