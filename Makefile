@@ -6,7 +6,8 @@ READY := .venv/.ready
 .PHONY: demo test test-all lint clean
 
 demo: $(READY)
-	$(BIN)/sheen demo --overwrite
+	@$(BIN)/sheen demo --overwrite
+	@echo "(sheen is $(BIN)/sheen here)"
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow"

@@ -54,7 +54,8 @@ def decode(source: Path | bytes, longest: float) -> tuple[np.ndarray, int]:
             samples = file.read(dtype="float32", always_2d=True)
             promised, rate = file.frames, file.samplerate
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
-        raise Rejected("undecodable", " ".join(str(error).split())) from None
+        reason = str(error).rpartition(": ")[2] if data else "the file is empty"
+        raise Rejected("undecodable", reason) from None
     if len(samples) < promised or riff_promises(data) > len(data):
         raise Rejected("truncated", "the file ends before the length that its header gives")
     return samples, rate

@@ -88,8 +88,9 @@ def demo(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """The whole job offline on a CPU, in minutes: prepare, info, train, synth on the embedded
-    default.
+    """Learn to speak in minutes, offline.
+
+    Prepare, info, train and synth on the embedded default, on a CPU.
     """
     from sheen_cli.demo import SENTENCE, run
 
@@ -115,7 +116,10 @@ def prepare(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a data set into training rows; bad clips are named in rejected.jsonl and left out."""
+    """Turn a data set into training rows.
+
+    Bad clips are named in rejected.jsonl and left out.
+    """
     from sheen_cli.backbones import resolve
     from sheen_cli.prepare import prepare as run
     from sheen_cli.prepare import tally
@@ -138,7 +142,7 @@ def info(
     path: Annotated[Path, typer.Argument(help="A .jsonl, a data folder, a run or a checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """Say what a rows file, a data folder, a run or a checkpoint holds."""
+    """Say what a file, run or checkpoint holds."""
     from sheen_cli.info import describe, lines
 
     facts = describe(path)
@@ -162,15 +166,18 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train by a recipe on prepared data; leaves checkpoints, `best` and `last` in the run's
-    folder.
+    """Train by a recipe on prepared data.
+
+    Leaves checkpoints, and `best` and `last`, in the run's folder.
     """
     from sheen_cli import jobs
     from sheen_cli.backbones import load, resolve
     from sheen_cli.info import describe
     from sheen_cli.rows import manifest
 
-    if recipe is None:
+    if recipe is None and resume and out is not None and (out / "recipe.yaml").is_file():
+        recipe = str(out / "recipe.yaml")
+    elif recipe is None:
         recipe = load(manifest(data)["backbone"]).spec.recipe
         console.say(f"no recipe was named; '{recipe}' fits the data")
     if settled := [each for each in settings or [] if each.startswith("data.")]:
@@ -204,7 +211,10 @@ def synth(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Speak with a checkpoint; without --text, a sentence for each line of standard input."""
+    """Speak with a checkpoint.
+
+    Without --text, it says a sentence for each line of standard input.
+    """
     from sheen_cli import synthesis
     from sheen_cli.types import Request
 

@@ -19,6 +19,7 @@ INTRODUCTION = """\
 sheen demo teaches a small model to speak, from nothing, on this computer and without a network.
 It learns a closed vocabulary of 70 words in one synthetic voice: it shows the tool, it is no
 voice to use."""
+ENOUGH = 1000  # steps; below, the words are not reliably right
 SENTENCE = "flight two nine one leaves from gate seven"
 
 
@@ -48,6 +49,12 @@ def run(
     console.say(f"\n3 of 4  train: {budget}, into {out}")
     remove(out)
     best = jobs.train(recipe, backbone, data, out, resume=False)
+    steps = info.describe(out / "last")["progress"]["step"]
+    if minutes and steps < ENOUGH:
+        console.warn(
+            f"only {steps} steps fitted into {minutes:g} minutes, some 2,000 are usual: the words "
+            f"may be hard to understand. Run it on an idle machine, or with train.max_minutes=10"
+        )
     console.say("\n4 of 4  synth: sentences that training never saw")
     report = speak(best, data, out / "heldout")
     ended = sum(facts["stop"] == "end" for facts in report)

@@ -21,6 +21,11 @@ PERCENTILES = (0, 5, 50, 95, 100)
 
 def describe(path: Path) -> dict[str, Any]:
     """Facts about what lies at `path`. Raises SheenError where sheen knows no such thing."""
+    if path.is_file() and path.name == "rejected.jsonl":
+        refused = Counter(
+            json.loads(line)["reason"] for line in path.read_text("utf-8").splitlines()
+        )
+        return {"kind": "rejected", "path": str(path), "reasons": dict(refused.most_common())}
     if path.is_file() and path.suffix == ".jsonl":
         return {"kind": "rows", "path": str(path), **describe_rows(path)}
     if (path / rows.MANIFEST).is_file():

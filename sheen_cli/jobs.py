@@ -90,16 +90,20 @@ def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool
     mix two runs.
     """
     exists = (out / "run.json").is_file()
-    if exists and not resume:
+    if exists and not resume and checkpoints.listed(out):
         raise SheenError(
             f"{out} already holds a run; add --resume to go on with it, or choose another --out"
         )
-    if not exists and out.is_dir() and any(p.name != "recipe.yaml" for p in out.iterdir()):
+    if not exists and out.is_dir() and any(path.name != "recipe.yaml" for path in out.iterdir()):
         raise SheenError(f"{out} is not empty and holds no run; choose another --out")
     if not exists:
         if resume:
             console.say(f"nothing to resume in {out}: starting afresh")
         out.mkdir(parents=True, exist_ok=True)
+        return None
+    if not checkpoints.listed(out):
+        console.say(f"{out} has no checkpoint yet: starting from step 0")
+        (out / "metrics.jsonl").unlink(missing_ok=True)
         return None
     if read_json(out / "run.json")["data"] != fingerprint(manifest):
         raise SheenError(
@@ -112,11 +116,9 @@ def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool
             f"another --out"
         )
     start = checkpoints.newest(out)
-    console.say(
-        f"resuming from {start}" if start else f"{out} has no checkpoint yet: starting from step 0"
-    )
     if start is None:
-        (out / "metrics.jsonl").unlink(missing_ok=True)
+        raise SheenError(f"every checkpoint in {out} is damaged; choose another --out")
+    console.say(f"resuming from {start}")
     return start
 
 

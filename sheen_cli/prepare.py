@@ -154,6 +154,7 @@ class Clips:
 
     def __init__(self, source: Source, recipe: Recipe[Any], rate: int) -> None:
         self.source, self.data, self.rate = source, recipe.data, rate
+        self.tick: console.Tick = lambda done, note: None  # told of every clip handed out
         self.pending: deque[Pending] = deque()
         self.rejected: dict[
             int, Row
@@ -180,6 +181,7 @@ class Clips:
             self.pending.append(
                 Pending(clip.id, clip.text, len(clip.audio) / clip.rate, position, entry)
             )
+            self.tick(len(seen), clip.id)
             yield clip
 
     def clip(self, entry: Entry | Rejected) -> Clip:
@@ -240,8 +242,9 @@ def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> l
         replacing(out / "spool") as stream,
         console.progress("preparing clips", None) as tick,
     ):
+        clips.tick = tick
         produced = backbone.hook.prepare(recipe=recipe, clips=clips, artifacts=artifacts)
-        for done, row in enumerate(produced, 1):
+        for row in produced:
             if not clips.pending:
                 raise AssertionError(
                     f"backbone {backbone.name}: prepare() gave more rows than it read clips"
@@ -259,7 +262,6 @@ def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> l
             )
             kept.append(Kept(offset, len(line), clip.seconds, clip.entry.split, group))
             offset += len(line)
-            tick(done, clip.id)
         if clips.pending:
             raise AssertionError(
                 f"backbone {backbone.name}: prepare() gave no row for {len(clips.pending)} clips"

@@ -3,6 +3,7 @@
 Order: defaults < YAML < command line. No includes, no interpolation; unknown keys are refused.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -214,14 +215,22 @@ def validate(values: Mapping[str, Any], options: type[Section], where: str) -> R
         model: type[Recipe[Any]] = Recipe[options]  # type: ignore[valid-type]
         return model.model_validate({"model": {}, **values})
     except ValidationError as error:
-        lines = [_explain(detail, options) for detail in error.errors()]
+        # a value that may be of several kinds is complained of once a kind: one line is enough
+        lines = list(
+            {_path(detail): _explain(detail, options) for detail in error.errors()}.values()
+        )
         raise SheenError(
             "\n  ".join([f"{where} has {len(lines)} error{'s'[: len(lines) > 1]}:", *lines])
         ) from None
 
 
+def _path(detail: Any) -> tuple[str, ...]:
+    """Where in the recipe an error is, without pydantic's names for the kinds of a union."""
+    return tuple(part for part in map(str, detail["loc"]) if re.fullmatch(r"\w+", part))
+
+
 def _explain(detail: Any, options: type[Section]) -> str:
-    path = [str(part) for part in detail["loc"] if not str(part).startswith("function-")]
+    path = _path(detail)
     if detail["type"] != "extra_forbidden":
         reason = detail["msg"].removeprefix("Value error, ")
         given = "" if isinstance(detail["input"], dict) else f" (given: {detail['input']!r})"

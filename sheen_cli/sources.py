@@ -119,10 +119,11 @@ def csv_rows(
     if not first.strip():
         raise SheenError(f"{path} is empty")
     stream.seek(0)
-    piped = "|" in first
+    delimiter = next((each for each in "|\t;" if each in first), ",")
+    piped = delimiter == "|"
     reader = csv.reader(
         stream,
-        delimiter="|" if piped else ",",
+        delimiter=delimiter,
         quoting=csv.QUOTE_NONE if piped else csv.QUOTE_MINIMAL,
     )
     names: list[str] | None = None
@@ -187,6 +188,9 @@ def entry(
 ) -> Entry:
     """One row as an Entry; audio is found relative to the row's file. Raises Rejected."""
     values, used = {}, set()
+    if missing := [name for name in columns.values() if name not in row]:
+        have = ", ".join(map(str, row))
+        raise Rejected("missing-column", f"no column '{missing[0]}'; the columns are {have[:200]}")
     for field, aliases in ALIASES.items():
         names = (
             [columns[field]]

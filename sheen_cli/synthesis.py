@@ -92,6 +92,8 @@ def line(facts: dict[str, Any]) -> str:
 
 def numbered(out: Path, count: int) -> list[Path]:
     """`out` itself for one text; out-01.wav, out-02.wav ... for several."""
+    if out.suffix.lower() != ".wav" or out.is_dir():
+        raise SheenError(f"-o {out}: the sound is written as WAV, to a file ending in .wav")
     if count == 1:
         return [out]
     width = max(2, len(str(count)))

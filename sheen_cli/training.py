@@ -83,6 +83,8 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
         parallel.scaler.load_state_dict(scaler)
     data = MicroBatches(run.backbone, run.recipe, run.rows, parallel.num_processes)
     total = total_steps(train, len(data.windows(0)))
+    if finished(train, total, progress) and parallel.is_main_process:
+        console.say(f"nothing to do: the run stands at step {progress.step}, at or past its end")
     started = time.monotonic() - progress.seconds
     with console.progress("training", total) as tick:
         for window in stream(data, progress, parallel):
