@@ -125,7 +125,10 @@ def prepare(
     from sheen_cli.prepare import tally
 
     flags = flagged({"data.dataset": dataset, "data.max_samples": max_samples})
-    manifest = run(*resolve(recipe or DEFAULT, flags + (settings or [])), out, overwrite)
+    resolved, backbone = resolve(recipe or DEFAULT, flags + (settings or []))
+    if dataset is None and resolved.data.dataset is not None:
+        console.say(f"no --dataset was given: preparing {resolved.data.dataset}")
+    manifest = run(resolved, backbone, out, overwrite)
     if as_json:
         return console.result(json.dumps(manifest))
     for name, facts in manifest["splits"].items():

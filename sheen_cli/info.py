@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sheen_cli import checkpoints, rows
+from sheen_cli import checkpoints, rows, tracking
 from sheen_cli.errors import SheenError
 from sheen_cli.files import read_json
 from sheen_cli.recipe import read
@@ -104,10 +104,7 @@ def describe_data(path: Path) -> dict[str, Any]:
 
 def describe_run(path: Path) -> dict[str, Any]:
     folders = checkpoints.listed(path)
-    log = path / "metrics.jsonl"
-    lines = (
-        [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.is_file() else []
-    )
+    lines = tracking.read(path / "metrics.jsonl")
     losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
     return {
         "backbone": read(path / "recipe.yaml")["backbone"],

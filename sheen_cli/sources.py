@@ -152,11 +152,10 @@ def csv_rows(
 
 
 def headed(cells: list[str], columns: Mapping[Any, str]) -> bool:
-    return all(
-        columns.get(field) in cells
-        or any(alias in [cell.lower() for cell in cells] for alias in ALIASES[field])
-        for field in ("audio", "text")
-    )
+    """Whether a first line names columns: one of the recipe's, or an audio and a text column."""
+    names = [cell.lower() for cell in cells]
+    known = all(any(alias in names for alias in ALIASES[field]) for field in ("audio", "text"))
+    return known or any(name in cells for name in columns.values())
 
 
 def ljspeech(cells: list[str]) -> dict[str, Any]:

@@ -241,3 +241,78 @@ def test_s0_10_many_lines_load_the_model_once(
     result = sheen("synth", tmp_path / "run", *lines)
     assert len(loads) == 1
     assert len(list(tmp_path.glob("x-*.wav"))) == 4, result.output
+
+
+def test_resume_needs_no_recipe_and_says_when_there_is_nothing_to_do(
+    data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    sheen("train", "--recipe", "demo", "--data", data, "--out", run, *TINY)
+    arguments = ["train", "--data", data, "--out", run, "--resume"]
+    assert "nothing to do: the run stands at step 3" in sheen(*arguments).output
+    assert "last is checkpoint-5" in sheen(*arguments, "--max-steps", 5).output
+
+
+def test_train_takes_the_data_as_it_is(data: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--recipe", "demo", "--data", data, "--out", tmp_path / "run"]
+    assert "`sheen prepare` settles the data" in sheen(*arguments, "data.seed=3", code=2).output
+
+
+def test_a_run_that_never_reached_a_checkpoint_is_begun_anew(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "--recipe", "demo", "--data", data, "--out", run, *TINY]
+    sheen(*arguments, "train.learning_rate=1e30", "train.clip_norm=null", "--max-steps", 20, code=2)
+    assert (run / "run.json").is_file()
+    assert "last is checkpoint-3" in sheen(*arguments).output
+
+
+def test_heads_must_fit_the_width() -> None:
+    text = sheen("recipes", "show", "demo", "model.heads=3", code=2).output
+    assert "hidden (160) must be a multiple of twice the heads (3)" in text
+    text = sheen("recipes", "show", "demo", "train.threads=0", code=2).output
+    assert "has 1 error:" in text and "constrained" not in text
+
+
+def test_sound_goes_to_wav_files_that_can_be_written(data: Path, tmp_path: Path) -> None:
+    sheen("train", "--recipe", "demo", "--data", data, "--out", tmp_path / "run", *TINY)
+    say = ["synth", tmp_path / "run", "--text", "one", "--max-seconds", 0.5, "-o"]
+    for out in ("x.mp3", "-", tmp_path):
+        assert "ending in .wav" in sheen(*say, out, code=2).output
+    assert "error: " in sheen(*say, "/proc/x.wav", code=2).output
+    (tmp_path / "latin.txt").write_bytes(b"one\xe9\n")
+    lines = ["synth", tmp_path / "run", "--text-file", tmp_path / "latin.txt"]
+    assert "latin.txt is not UTF-8 (byte 3)" in sheen(*lines, code=2).output
+
+
+def test_damaged_files_of_ours_are_one_line(data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    run = tmp_path / "run"
+    sheen("train", "--recipe", "demo", "--data", copy, "--out", run, *TINY)
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "los')
+    assert "checkpoint-3" in sheen("info", run).output
+    for content, message in (("{}", "is not of this sheen's format"), ("{", "is damaged")):
+        (run / "run.json").write_text(content)
+        assert message in sheen("info", run, code=2).output
+        (copy / "dataset.json").write_text(content)
+        for command in (["info", copy], ["train", "--data", copy, "--out", tmp_path / "r2"]):
+            assert message in sheen(*command, code=2).output
+    (tmp_path / "odd.jsonl").write_text('{"audio_codes": [[1], [1, 2]]}\n{"audio_codes": 3}\n')
+    assert (
+        json.loads(sheen("info", tmp_path / "odd.jsonl", "--json").stdout)["unreadable_codes"] == 2
+    )
+
+
+def test_info_counts_what_was_refused(tmp_path: Path) -> None:
+    (tmp_path / "rejected.jsonl").write_text('{"reason": "silent"}\n{"reason": "silent"}\n')
+    assert "silent 2" in sheen("info", tmp_path / "rejected.jsonl").output
+
+
+def test_demo_overwrites_runs_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years")
+    result = sheen("demo", "--overwrite", "--out", tmp_path / "thesis", "--max-steps", 1, code=2)
+    assert "is no run" in result.output and (tmp_path / "thesis" / "thesis.txt").is_file()

@@ -289,6 +289,16 @@ def test_a_changed_listing_is_other_data(tmp_path: Path) -> None:
     assert "made otherwise (listing" in sheen(*arguments, code=2).output
 
 
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    wav(tmp_path / "set" / "a.wav")
+    (tmp_path / "set" / "metadata.csv").write_text("Datei;Satz\na;one two\n")
+    arguments = ["prepare", "--dataset", tmp_path / "set", "--out", tmp_path / "out", *BASE]
+    result = sheen(*arguments, "data.columns={audio: Datei, text: Text}", code=2)
+    assert "no column 'Text'; the columns are Datei, Satz" in result.output
+    sheen(*arguments, "data.columns={audio: Datei, text: Satz}")
+    assert [row["text"] for row in Rows(tmp_path / "out" / "train.jsonl")] == ["one two"]
+
+
 def test_csv_cells_keep_what_is_in_them(tmp_path: Path) -> None:
     """Line breaks in quotes, Unicode separators, a cell that is too long, a name that no file
     has.
