@@ -24,11 +24,13 @@ class Commands(TyperGroup):
         except SheenError as error:
             console.error(f"error: {error}")
             ctx.exit(2)
+        except BrokenPipeError:
+            raise  # the reader of our output has seen enough; typer ends quietly
         except OSError as error:  # a full disk, a folder where a file should be, no permission
             console.error(f"error: {error.filename or ''}: {error.strerror or error}")
             ctx.exit(2)
         except KeyboardInterrupt:
-            console.say("stopped")
+            console.say("stopped; what was finished is kept (train goes on with --resume)")
             ctx.exit(130)
 
 

@@ -1,8 +1,10 @@
 """The documents say what is so: every recipe key, every command that the README shows."""
 
 import re
+import warnings
 from pathlib import Path
 
+import pytest
 import typer.main
 
 from sheen_cli.backbones import resolve
@@ -54,3 +56,8 @@ def test_the_makefile_and_ci_do_what_the_readme_says() -> None:
     make = (ROOT / "Makefile").read_text("utf-8")
     assert re.search(r"^demo:", make, re.MULTILINE) and re.search(r"^test:", make, re.MULTILINE)
     assert "make test" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_s0_8_deprecations_are_errors_here() -> None:
+    with pytest.raises(DeprecationWarning):
+        warnings.warn("old", DeprecationWarning, stacklevel=1)

@@ -1,6 +1,9 @@
 """From data sets as people have them to rows: forms of metadata, bad rows, splits, re-runs."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -278,6 +281,27 @@ def test_an_overwrite_that_finds_nothing_leaves_the_old_data(tmp_path: Path) -> 
     sheen("prepare", "--dataset", tmp_path / "set", "--out", out, *BASE, "--overwrite",
           "data.min_seconds=20", code=2)  # fmt: skip
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_s0_14_a_killed_preparation_leaves_nothing_half_done(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL once rows are being written: no manifest, train refuses; run again, the same bytes."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    arguments = ["prepare", "--dataset", str(folder), "--recipe", "demo", "--out"]
+    process = subprocess.Popen([sys.executable, "-m", "sheen_cli", *arguments, str(out)])
+    while not (out / ".spool.part").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (out / "dataset.json").exists()
+    assert (
+        "holds no prepared data" in sheen("train", "--recipe", "demo", "--data", out, code=2).output
+    )
+    sheen(*arguments, out)
+    sheen(*arguments, whole)
+    for path in (path for path in whole.rglob("*") if path.is_file() and path.suffix != ".idx"):
+        assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes()
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def test_a_changed_listing_is_other_data(tmp_path: Path) -> None:
