@@ -284,7 +284,7 @@ def test_an_overwrite_that_finds_nothing_leaves_the_old_data(tmp_path: Path) -> 
 
 
 def test_s0_14_a_killed_preparation_leaves_no_half(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL once rows are being written: no manifest, train refuses; run again, the same bytes."""
+    """SIGKILL while rows are written: no manifest, train refuses; run again, the same bytes."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     arguments = ["prepare", "--dataset", str(folder), "--recipe", "demo", "--out"]
     process = subprocess.Popen([sys.executable, "-m", "sheen_cli", *arguments, str(out)])
