@@ -202,8 +202,12 @@ def train(
 
 @app.command()
 def synth(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(help="A checkpoint or run; the newest run's best by default.")
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHECKPOINT] [KEY=VALUE]...",
+            help="A checkpoint or run (the newest run's best by default) and recipe settings.",
+        ),
     ] = None,
     text: Annotated[str | None, typer.Option(help="What to say.")] = None,
     text_file: Annotated[Path | None, typer.Option(help="A file with a sentence a line.")] = None,
@@ -226,7 +230,11 @@ def synth(
     given = text is not None or text_file is not None
     piped = None if given or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     sentences = synthesis.texts(text, text_file, piped)
-    voice = synthesis.Voice(checkpoint or synthesis.newest_run(Path("runs")))
+    settings = [each for each in arguments or [] if "=" in each and not Path(each).exists()]
+    named = [Path(each) for each in arguments or [] if each not in settings]
+    if len(named) > 1:
+        raise SheenError(f"one checkpoint speaks at a time, not {', '.join(map(str, named))}")
+    voice = synthesis.Voice(named[0] if named else synthesis.newest_run(Path("runs")), settings)
     defaults = voice.recipe.synth
     seed = defaults.seed if seed is None else seed
     limit = defaults.max_seconds if max_seconds is None else max_seconds

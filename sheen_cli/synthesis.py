@@ -9,7 +9,7 @@ import numpy as np
 
 from sheen_cli import audio, backbones, checkpoints, console
 from sheen_cli.errors import SheenError
-from sheen_cli.recipe import Recipe, read, validate
+from sheen_cli.recipe import Recipe, override, read, validate
 from sheen_cli.types import Audio, Request
 
 TOGETHER = 16  # sentences that are generated at once
@@ -18,11 +18,11 @@ TOGETHER = 16  # sentences that are generated at once
 class Voice:
     """A loaded checkpoint that speaks; load it once, use it for any number of texts."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, settings: Sequence[str] = ()) -> None:
         import torch
 
         self.checkpoint = checkpoints.resolve(checkpoint)
-        values = read(self.checkpoint / "recipe.yaml")
+        values = override(read(self.checkpoint / "recipe.yaml"), settings)
         self.backbone = backbones.load(values["backbone"])
         self.recipe: Recipe[Any] = validate(
             values, self.backbone.spec.options, f"{self.checkpoint}/recipe.yaml"

@@ -284,6 +284,15 @@ def test_sound_goes_to_wav_files_that_can_be_written(data: Path, tmp_path: Path)
     assert "latin.txt is not UTF-8 (byte 3)" in sheen(*lines, code=2).output
 
 
+def test_synth_takes_settings(data: Path, tmp_path: Path) -> None:
+    sheen("train", "--recipe", "demo", "--data", data, "--out", tmp_path / "run", *TINY)
+    say = ["synth", "--text", "one", "-o", tmp_path / "x.wav", tmp_path / "run"]
+    short = json.loads(sheen(*say, "synth.max_seconds=0.5", "--json").stdout)
+    assert short["seconds"] <= 0.5
+    assert "synth.max_second: unknown key" in sheen(*say, "synth.max_second=1", code=2).output
+    assert "one checkpoint speaks at a time" in sheen(*say, tmp_path, code=2).output
+
+
 def test_damaged_files_of_ours_are_one_line(data: Path, tmp_path: Path) -> None:
     import shutil
 
