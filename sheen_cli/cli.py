@@ -230,6 +230,7 @@ def synth(
     given = text is not None or text_file is not None
     piped = None if given or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     sentences = synthesis.texts(text, text_file, piped)
+    paths = synthesis.numbered(out, len(sentences))
     settings = [each for each in arguments or [] if "=" in each and not Path(each).exists()]
     named = [Path(each) for each in arguments or [] if each not in settings]
     if len(named) > 1:
@@ -239,7 +240,7 @@ def synth(
     seed = defaults.seed if seed is None else seed
     limit = defaults.max_seconds if max_seconds is None else max_seconds
     requests = [Request(sentence, seed, limit) for sentence in sentences]
-    report = synthesis.write(voice, requests, synthesis.numbered(out, len(requests)))
+    report = synthesis.write(voice, requests, paths)
     for facts in report:
         console.result(json.dumps(facts) if as_json else synthesis.line(facts))
 

@@ -4,7 +4,6 @@ steps.
 
 import os
 
-os.environ["SHEEN_TEST"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny; more threads only wait for each other
 

@@ -147,7 +147,8 @@ def test_plugins_use_the_public_interface_alone(path: Path) -> None:
 def test_synthesis_of_the_demo_reads_no_recordings() -> None:
     """Nothing that generates imports the recordings or the rows."""
     folder = ROOT / "plugins" / "sheen_demo"
-    for name in ("generate.py", "model.py", "layout.py", "codec.py", "pace.py"):
+    for name in ("voice", "generate", "model", "batches", "layout", "codec", "pace", "text"):
+        name = f"{name}.py"
         assert "words import" not in (folder / name).read_text("utf-8")
         assert "import words" not in (folder / name).read_text("utf-8")
 
