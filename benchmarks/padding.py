@@ -31,7 +31,7 @@ def main(data: Path, size: int) -> None:
         frames, start = 0, time.process_time()
         for window in order[:STEPS]:
             batch = backbone.hook.collate(recipe=recipe, rows=[rows[i] for i in window], seed=None)
-            loss = backbone.hook.loss(recipe=recipe, model=model, batch=batch)
+            loss = backbone.hook.loss(recipe=recipe, model=model, batch=batch, trace=False)
             total_loss(loss, {key: float(count) for key, count in batch.counts.items()}).backward()
             frames += batch.counts["coarse"]
         seconds = time.process_time() - start

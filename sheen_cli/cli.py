@@ -215,6 +215,10 @@ def synth(
         Path, typer.Option("-o", "--out", help="The WAV file; numbered for several sentences.")
     ] = Path("out.wav"),
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.")] = None,
+    greedy: Annotated[
+        bool | None,
+        typer.Option("--greedy/--no-greedy", help="Take the likeliest code, or sample."),
+    ] = None,
     max_seconds: Annotated[
         float | None, typer.Option(min=0.1, help="The longest that a sentence may take.")
     ] = None,
@@ -239,7 +243,8 @@ def synth(
     defaults = voice.recipe.synth
     seed = defaults.seed if seed is None else seed
     limit = defaults.max_seconds if max_seconds is None else max_seconds
-    requests = [Request(sentence, seed, limit) for sentence in sentences]
+    greedy = defaults.greedy if greedy is None else greedy
+    requests = [Request(sentence, seed, greedy, limit) for sentence in sentences]
     report = synthesis.write(voice, requests, paths)
     for facts in report:
         console.result(json.dumps(facts) if as_json else synthesis.line(facts))

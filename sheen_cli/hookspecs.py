@@ -66,12 +66,12 @@ def load(recipe: Recipe[Any], checkpoint: Path | None) -> nn.Module:  # type: ig
 
 
 @hookspec(firstresult=True)
-def loss(recipe: Recipe[Any], model: nn.Module, batch: Batch) -> Loss:  # type: ignore[empty-body]
+def loss(recipe: Recipe[Any], model: nn.Module, batch: Batch, trace: bool) -> Loss:  # type: ignore[empty-body]
     """Call `model(...)` once and return each term's sum; the same function serves training and
     validation.
 
     The host divides by the counts. Do not average here, and do not reach into `model`: it may be
-    wrapped.
+    wrapped. With `trace`, which training never sets, fill `Loss.logits`.
     """
 
 
@@ -83,10 +83,12 @@ def train(recipe: Recipe[Any], run: Run) -> None:
 
 
 @hookspec(firstresult=True)
-def synth(recipe: Recipe[Any], model: nn.Module, requests: Iterable[Request]) -> Iterator[Audio]:  # type: ignore[empty-body]
+def synth(  # type: ignore[empty-body]
+    recipe: Recipe[Any], model: nn.Module, requests: Iterable[Request], trace: bool
+) -> Iterator[Audio]:
     """Speak: one Audio a request, in order. `model` is what `load` returned, or the very model in
     training.
 
     The rule that ties training to synthesis: the loss of a row built from the returned codes
-    equals the returned nll.
+    equals the returned nll. With `trace` fill `Audio.logits`, from the same loop.
     """

@@ -18,7 +18,8 @@ from sheen_cli.rows import Rows
 # What may change between a run and its resumption: where it ends, and what is only watched.
 FREE = {
     "train.max_steps", "train.epochs", "train.max_minutes", "train.workers", "train.validate_every",
-    "train.save_every", "train.keep", "log.every", "synth.seed", "synth.max_seconds",
+    "train.save_every", "train.keep", "log.every", "synth.seed", "synth.greedy",
+    "synth.max_seconds",
 }  # fmt: skip
 
 

@@ -98,6 +98,7 @@ class Synth(Section):
     """Defaults of `sheen synth`."""
 
     seed: int = 0
+    greedy: bool = False  # take the likeliest code every time, without sampling
     max_seconds: PositiveFloat | None = None  # None: a cap from the text's length
 
 

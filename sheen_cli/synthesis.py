@@ -36,7 +36,10 @@ class Voice:
         """
         for start in range(0, len(requests), TOGETHER):
             yield from self.backbone.hook.synth(
-                recipe=self.recipe, model=self.model, requests=requests[start : start + TOGETHER]
+                recipe=self.recipe,
+                model=self.model,
+                requests=requests[start : start + TOGETHER],
+                trace=False,
             )
 
 

@@ -204,7 +204,7 @@ def batch_loss(run: Run, model: nn.Module, batch: Batch) -> Loss:
     inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
     with run.accelerator.autocast():
         loss: Loss = run.backbone.hook.loss(
-            recipe=run.recipe, model=model, batch=Batch(inputs, batch.counts)
+            recipe=run.recipe, model=model, batch=Batch(inputs, batch.counts), trace=False
         )
     return loss
 

@@ -4,7 +4,7 @@ transformers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,27 +90,36 @@ class Loss:
     """The objective of one batch. The host divides each term's sum by its count over the whole
     accumulation window.
 
-    `parts` are for the log only: name -> (sum without gradient, count).
+    `parts` are for the log only: name -> (sum without gradient, count). `logits`, asked for with
+    `trace`, are per term the scores (targets, choices) that its targets were compared with.
     """
 
     terms: Mapping[str, Term]
     parts: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+    logits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sentence to speak."""
+    """One sentence to speak. `seed` settles everything random about it, whatever is spoken beside
+    it; `greedy` takes the likeliest code every time.
+    """
 
     text: str
     seed: int = 0
+    greedy: bool = False
     max_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Audio:
-    """Speech: `samples` (n,) float32 at `rate`; `codes` (frames, codebooks); per loss term the
-    summed negative log-likelihood of what was emitted, from the raw model; `stop` is "end" or
+    """Speech: `samples` (n,) float32 at `rate`; `codes` (frames, codebooks); `stop` is "end" or
     "length".
+
+    `nll` is, per loss term, the summed negative log-likelihood of the codes and of an end after
+    them (also where the length stopped it), from the raw model, before masks and sampling: what
+    `loss` says of a row with these codes. `logits`, asked for with `trace`, are the scores
+    (targets, choices) behind it, in the order of `Loss.logits`.
     """
 
     samples: np.ndarray
@@ -118,6 +127,7 @@ class Audio:
     codes: np.ndarray | None = None
     nll: Mapping[str, float] = field(default_factory=dict)
     stop: str = "end"
+    logits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,10 @@ class BackboneSpec:
                   others is refused
     datasets      data sets that the package embeds: name -> function of the recipe that lists the
                   entries
+    tiny          settings with which two short clips are learnt by heart in seconds on a CPU and
+                  offline, for the contract kit and `sheen doctor`; it may write a base model to
+                  the folder that it is given
+    stacks        versions that it was tested with together: package -> specifier ("==4.57.3")
     """
 
     options: type[Section]
@@ -144,4 +158,6 @@ class BackboneSpec:
     codebooks: tuple[int, ...] | None = None
     prepared_by: tuple[str, ...] = ()
     datasets: Mapping[str, Callable[[Recipe[Any]], Iterable[Entry]]] = field(default_factory=dict)
+    tiny: Callable[[Path], Sequence[str]] | None = None
+    stacks: Sequence[Mapping[str, str]] = ()
     api: int = API

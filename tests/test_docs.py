@@ -27,7 +27,9 @@ def test_every_recipe_key_is_documented_with_its_default() -> None:
     for name, section in (*sections.items(), ("model", options)):
         for key, field in section.model_fields.items():
             cell = rows.get(f"`{name}.{key}`", "").strip().strip("`")
-            if isinstance(field.default, (int, float)) and cell:
+            if isinstance(field.default, bool):
+                assert cell == str(field.default).lower(), key
+            elif isinstance(field.default, (int, float)) and cell:
                 assert float(cell) == field.default, key
 
 

@@ -128,7 +128,10 @@ def test_mean_of_batch_means_would_have_been_wrong(data: Path, tmp_path: Path) -
     run, model = setup(data, tmp_path, "train.batch_size=1", "train.accumulate=8", "train.bucket=1")
     micro = MicroBatches(run.backbone, run.recipe, run.rows, 1)
     batches = [micro[Place(0, 0, part)].batch for part in range(8)]
-    losses = [run.backbone.hook.loss(recipe=run.recipe, model=model, batch=b) for b in batches]
+    losses = [
+        run.backbone.hook.loss(recipe=run.recipe, model=model, batch=b, trace=False)
+        for b in batches
+    ]
     own = [total_loss(loss, counts([b], run)) for loss, b in zip(losses, batches, strict=True)]
     exact = sum(float(total_loss(loss, counts(batches, run)).detach()) for loss in losses)
     assert abs(float(torch.stack(own).mean().detach()) - exact) > 1e-3
@@ -208,7 +211,7 @@ def test_validation_weighs_every_target_the_same(data: Path, tmp_path: Path) -> 
     run, model = setup(data, tmp_path, "train.batch_size=2")
     scores = validate(run, model)
     batch = run.backbone.hook.collate(recipe=run.recipe, rows=list(run.validation), seed=None)
-    whole = run.backbone.hook.loss(recipe=run.recipe, model=model.eval(), batch=batch)
+    whole = run.backbone.hook.loss(recipe=run.recipe, model=model.eval(), batch=batch, trace=False)
     expected = float(total_loss(whole, counts([batch], run)).detach())
     assert scores["loss"] == pytest.approx(expected, rel=1e-5)
     assert scores["book_0"] == pytest.approx(scores["loss_coarse"], rel=1e-6)

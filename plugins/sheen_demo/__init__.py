@@ -58,6 +58,13 @@ class Options(Section):
         return self
 
 
+# Two clips by heart in seconds: a smaller model, and a history without faults.
+TINY = (
+    "model.hidden=64", "model.layers=2", "model.heads=2", "model.random_codes=0",
+    "model.blank_frames=0", "train.max_steps=150", "train.learning_rate=4e-3",
+)  # fmt: skip
+
+
 @hookimpl
 def describe() -> BackboneSpec:
     return BackboneSpec(
@@ -68,6 +75,8 @@ def describe() -> BackboneSpec:
         frame_rate=codec.RATE / codec.FRAME,
         codebooks=(CODES,) * BOOKS,
         datasets={"demo-words": words.utterances},
+        tiny=lambda folder: TINY,
+        stacks=({"torch": ">=2.8", "transformers": "==4.57.3"},),
     )
 
 
@@ -129,18 +138,23 @@ def load(recipe: Recipe[Options], checkpoint: Path | None) -> nn.Module:
 
 
 @hookimpl
-def loss(recipe: Recipe[Options], model: nn.Module, batch: Batch) -> Loss:
-    from sheen_demo.voice import token_losses
+def loss(recipe: Recipe[Options], model: nn.Module, batch: Batch, trace: bool) -> Loss:
+    from sheen_demo.voice import asked, token_losses
 
     inputs = dict(batch.inputs)
     wanted = inputs.pop("targets")
-    losses = token_losses(model(**inputs), wanted)
+    logits = model(**inputs)
+    losses = token_losses(logits, wanted)
     counts = (wanted != IGNORE).sum((0, 1)).tolist()
     parts = {
         f"book_{book}": (losses[..., book].detach().sum(), counts[book]) for book in range(BOOKS)
     }
     fine = Term(losses[..., 1:].sum(), recipe.model.fine_weight)
-    return Loss({"coarse": Term(losses[..., 0].sum()), "fine": fine}, parts)
+    return Loss(
+        {"coarse": Term(losses[..., 0].sum()), "fine": fine},
+        parts,
+        asked(logits, wanted) if trace else {},
+    )
 
 
 @hookimpl
@@ -151,11 +165,11 @@ def train(recipe: Recipe[Options], run: Run) -> None:
 
 @hookimpl
 def synth(
-    recipe: Recipe[Options], model: nn.Module, requests: Iterable[Request]
+    recipe: Recipe[Options], model: nn.Module, requests: Iterable[Request], trace: bool
 ) -> Iterator[Audio]:
     from sheen_demo.voice import speak
 
-    yield from speak(model, requests, recipe.model.vocoder_rounds)
+    yield from speak(model, requests, recipe.model.vocoder_rounds, trace)
 
 
 def build(recipe: Recipe[Options], artifacts: Path) -> nn.Module:

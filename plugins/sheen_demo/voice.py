@@ -11,7 +11,7 @@ from sheen_demo import codec
 from sheen_demo.batches import Prompt
 from sheen_demo.codec import Codec
 from sheen_demo.generate import Speech, generate
-from sheen_demo.layout import END, IGNORE, targets
+from sheen_demo.layout import IGNORE, targets
 from sheen_demo.model import AcousticModel
 from sheen_demo.pace import Pace
 from sheen_demo.text import split, unknown_words
@@ -50,14 +50,17 @@ class DemoModel(nn.Module):
         return Prompt(ids, self.pace.positions(ids), max(1, int(frames)))
 
 
-def speak(model: nn.Module, requests: Iterable[Request], rounds: int) -> Iterator[Audio]:
+def speak(
+    model: nn.Module, requests: Iterable[Request], rounds: int, trace: bool = False
+) -> Iterator[Audio]:
     """One Audio a request; all sentences are generated together, then decoded one by one."""
     assert isinstance(model, DemoModel)
     model.eval()
     for speech in generate(model.acoustic, [model.prompt(request) for request in requests]):
         samples = model.codec.decode(speech.codes, rounds)
         stop = "end" if speech.ended else "length"
-        yield Audio(samples, codec.RATE, speech.codes.numpy(), nll(speech), stop)
+        logits = asked(speech.logits, targets(speech.steps)) if trace else {}
+        yield Audio(samples, codec.RATE, speech.codes.numpy(), nll(speech), stop, logits)
 
 
 def token_losses(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -70,12 +73,18 @@ def token_losses(logits: Tensor, wanted: Tensor) -> Tensor:
     return flat.view(wanted.shape)
 
 
+def asked(logits: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """The logits (targets, 129) of each loss term's targets, row by row and step by step."""
+    due = wanted != IGNORE
+    return {
+        "coarse": logits[..., 0, :][due[..., 0]].detach(),
+        "fine": logits[..., 1:, :][due[..., 1:]].detach(),
+    }
+
+
 def nll(speech: Speech) -> dict[str, float]:
-    """Summed negative log-likelihood of the emitted codes, by loss term; an END that the limit
-    forced is not counted.
+    """Summed negative log-likelihood of the emitted codes and of the END after them, by loss term,
+    whether the model chose that END or the limit did.
     """
-    wanted = targets(speech.steps)
-    if not speech.ended:
-        wanted = wanted.masked_fill(speech.steps == END, IGNORE)
-    losses = token_losses(speech.logits, wanted)
+    losses = token_losses(speech.logits, targets(speech.steps))
     return {"coarse": float(losses[..., 0].sum()), "fine": float(losses[..., 1:].sum())}
