@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all reliability lint clean
 
 demo: $(READY)
 	@$(BIN)/sheen demo --overwrite
@@ -14,6 +14,10 @@ test: $(READY) lint
 
 test-all: $(READY) lint
 	$(BIN)/python -m pytest
+
+# What is promised of crashes, counted: one table, some minutes.
+reliability: $(READY)
+	@$(BIN)/python tests/reliability.py
 
 lint: $(READY)
 	$(BIN)/ruff check -q .

@@ -2,15 +2,15 @@
 `last` point to.
 """
 
+import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sheen_cli import console
 from sheen_cli.errors import SheenError
-from sheen_cli.files import FORMAT, building, digests, point, remove, write_json
+from sheen_cli.files import FORMAT, building, copy, digests, point, remove, sha256, write_json
 from sheen_cli.recipe import Recipe, save
 
 MANIFEST = "manifest.json"
@@ -24,22 +24,33 @@ def write(folder: Path, recipe: Recipe[Any], artifacts: Path, fill: Callable[[Pa
     with building(folder) as part:
         fill(part)
         if artifacts.is_dir():
-            shutil.copytree(artifacts, part / "artifacts")
+            copy(artifacts, part / "artifacts")
         save(recipe, part / "recipe.yaml")
-        write_json(
-            part / MANIFEST, {"format": FORMAT, "backbone": recipe.backbone, "files": digests(part)}
-        )
+        facts = {"format": FORMAT, "backbone": recipe.backbone, "files": digests(part)}
+        write_json(part / MANIFEST, {**facts, "seal": seal(facts)})
 
 
-def check(folder: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or None; with `contents` every file is hashed, else only
-    measured.
+def seal(facts: dict[str, Any]) -> str:
+    """The manifest's own SHA-256, since nothing else vouches for it."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check(folder: Path, state: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None. Every file of the manifest is hashed; without
+    `state`, those that only a resumed training reads are just measured.
+
+    Files that the manifest does not name are let be: nothing reads them, and people leave notes.
     """
+    if not folder.is_dir():
+        return "it is no folder"
     try:
-        files = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+        facts = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if facts.pop("seal") != seal(facts) or facts["format"] != FORMAT:
+            return f"{MANIFEST} is damaged"
+        files = dict(facts["files"])
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OSError):
         return f"{MANIFEST} is damaged"
     for name, promised in files.items():
         path = folder / name
@@ -47,15 +58,10 @@ def check(folder: Path, contents: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != promised["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, not {promised['bytes']}"
-    if (
-        contents
-        and (found := digests(folder))
-        and any(found[name] != promised for name, promised in files.items())
-    ):
-        return (
-            f"{next(name for name in files if found[name] != files[name])} has other "
-            f"contents than were written"
-        )
+    for name, promised in files.items():
+        read = state or not name.startswith(f"{STATE}/")
+        if read and sha256(folder / name) != promised["sha256"]:
+            return f"{name} has other contents than were written"
     return None
 
 
@@ -78,15 +84,14 @@ def newest(run: Path) -> Path | None:
     return None
 
 
-def rewind(run: Path, to: int) -> None:
-    """Before a run goes on from step `to`: remove later checkpoints, which are damaged, and what a
-    crash left half written.
+def rewind(run: Path, to: Path, best: Path | None) -> None:
+    """Before a run goes on from its checkpoint `to`: point the links to what is whole, then remove
+    what is later, which `newest` has passed over.
     """
+    link(run, to, best)
     for folder in listed(run):
-        if step(folder) > to:
+        if step(folder) > step(to):
             remove(folder)
-    for folder in [*run.glob(".checkpoint-*.part"), *run.glob(".checkpoint-*.old")]:
-        shutil.rmtree(folder)
 
 
 def rotate(run: Path, keep: int, best: Path | None) -> None:
@@ -94,21 +99,26 @@ def rotate(run: Path, keep: int, best: Path | None) -> None:
     one.
     """
     folders = listed(run)
-    point(run / "last", folders[-1].name)
-    point(run / "best", (best or folders[-1]).name)
+    link(run, folders[-1], best)
     for folder in folders[:-keep]:
         if best is None or folder.name != best.name:
             remove(folder)
 
 
+def link(run: Path, last: Path, best: Path | None) -> None:
+    """Without a best one by validation, the last one is the best."""
+    point(run / "last", last.name)
+    point(run / "best", (best or last).name)
+
+
 def resolve(path: Path) -> Path:
     """The checkpoint folder that a user means: itself, or a run's best. Raises SheenError for
-    anything else.
+    anything else, and for one in which as much as a bit of what is about to be read has changed.
     """
     if not path.exists():
         raise SheenError(f"no checkpoint at {path}")
     if not (path / MANIFEST).is_file() and (path / "best").exists():
         path = path / "best"
-    if problem := check(path, contents=False):
+    if problem := check(path, state=False):
         raise SheenError(f"{path} is not a usable checkpoint: {problem}")
     return path.resolve()

@@ -12,23 +12,23 @@ import typer
 from typer.core import TyperGroup
 
 from sheen_cli import __version__, console
-from sheen_cli.errors import SheenError
+from sheen_cli.errors import DISK, SheenError
 
 
 class Commands(TyperGroup):
-    """The group that turns a SheenError of any command into one line and exit code 2."""
+    """The group that turns a SheenError of any command into one line and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except SheenError as error:
             console.error(f"error: {error}")
-            ctx.exit(2)
+            ctx.exit(error.code)
         except BrokenPipeError:
             raise  # the reader of our output has seen enough; typer ends quietly
         except OSError as error:  # a full disk, a folder where a file should be, no permission
             console.error(f"error: {error.filename or ''}: {error.strerror or error}")
-            ctx.exit(2)
+            ctx.exit(5 if error.errno in DISK else 2)
         except KeyboardInterrupt:
             console.say("stopped; what was finished is kept (train goes on with --resume)")
             ctx.exit(130)
@@ -250,6 +250,30 @@ def synth(
         console.result(json.dumps(facts) if as_json else synthesis.line(facts))
 
 
+@app.command()
+def doctor(
+    seconds: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds that a backbone's step may take.")
+    ] = 300,
+    as_json: Json = False,
+) -> None:
+    """Say whether this installation is ready, and how to mend it.
+
+    Looks at the machine, versions, disk and logins, and tries one tiny real step of every backbone.
+    """
+    from sheen_cli.doctor import checks, lines, report
+
+    found = list(checks(seconds))
+    facts = report(found)
+    if as_json:
+        console.result(json.dumps(facts))
+    else:
+        verdict = "ready" if facts["ready"] else "not ready: see the lines marked NO"
+        console.result("\n".join([*lines(found), verdict]))
+    if not facts["ready"]:
+        raise typer.Exit(1)
+
+
 @recipes_app.command("list")
 def recipes_list(as_json: Json = False) -> None:
     """Name every recipe, with its backbone and purpose."""
@@ -280,18 +304,46 @@ def plugins_list(as_json: Json = False) -> None:
     """Name every installed backbone, and what is wrong with those that cannot be loaded."""
     from dataclasses import asdict
 
-    from sheen_cli.backbones import listing
+    from sheen_cli.plugins import listing
 
     found = listing()
     if as_json:
         return console.result(json.dumps([asdict(row) for row in found]))
-    console.result(
-        "\n".join(
-            console.columns(
-                (row.name, f"{row.distribution} {row.version}", row.error or "ok") for row in found
-            )
-        )
+    cells = (
+        (row.name or "?", f"{row.distribution} {row.version}", row.error or "ok") for row in found
     )
+    console.result("\n".join(console.columns(cells)))
+
+
+@plugins_app.command("check")
+def plugins_check(name: str, settings: Settings = None, as_json: Json = False) -> None:
+    """Prove that a backbone keeps its contract, rule by rule; exit code 1 if it does not.
+
+    It trains a tiny model on babble, on top of whose settings yours come.
+    """
+    from dataclasses import asdict
+
+    from sheen_cli.backbones import load
+    from sheen_cli.testing import judged
+
+    backbone = load(name)
+    found = []
+    for finding in judged(name, settings or []):
+        found.append(finding)
+        if not as_json:
+            console.result(f"{finding.status:<11}  {finding}")
+    broken = [finding.rule for finding in found if finding.status == "failed"]
+    if as_json:
+        rules = [asdict(finding) for finding in found]
+        report = {"backbone": name, "distribution": backbone.distribution}
+        console.result(json.dumps({**report, "passed": not broken, "rules": rules}))
+    else:
+        kept = sum(finding.status == "ok" for finding in found)
+        console.result(
+            f"{name} breaks {', '.join(broken)}" if broken else f"{name} keeps {kept} rules"
+        )
+    if broken:
+        raise typer.Exit(1)
 
 
 def flagged(values: dict[str, Any]) -> list[str]:

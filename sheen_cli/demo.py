@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sheen_cli import backbones, console, info, jobs, synthesis
+from sheen_cli import backbones, console, info, jobs, locks, synthesis
 from sheen_cli.errors import SheenError
 from sheen_cli.files import remove, write_text
 from sheen_cli.prepare import is_prepared, prepare
@@ -38,6 +38,7 @@ def run(
         )
     if out.exists() and not (out / "run.json").is_file():
         raise SheenError(f"{out} is no run, so it is not overwritten; choose another --out")
+    clear(out, only_ask=True)  # now, and not after the preparation
     console.say(INTRODUCTION)
     console.say(f"\n1 of 4  prepare: recordings become codes, in {data}")
     prepare(recipe, backbone, data, overwrite and not is_prepared(data, recipe, backbone))
@@ -47,7 +48,7 @@ def run(
     minutes = recipe.train.max_minutes
     budget = f"about {minutes:g} minutes" if minutes else f"{recipe.train.max_steps} steps"
     console.say(f"\n3 of 4  train: {budget}, into {out}")
-    remove(out)
+    clear(out)
     best = jobs.train(recipe, backbone, data, out, resume=False)
     steps = info.describe(out / "last")["progress"]["step"]
     if minutes and steps < ENOUGH:
@@ -64,6 +65,14 @@ def run(
     for facts in report[:3]:
         console.say(f'  "{facts["text"]}"  {Path(facts["wav"]).name}, {facts["seconds"]:.2f} s')
     return report
+
+
+def clear(out: Path, only_ask: bool = False) -> None:
+    """Remove an earlier run. Raises Busy while somebody still writes to it."""
+    if out.exists():
+        with locks.hold(out):
+            if not only_ask:
+                remove(out)
 
 
 def speak(checkpoint: Path, data: Path, out: Path) -> list[dict[str, Any]]:

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sheen_cli import __version__, checkpoints, console, rows
+from sheen_cli import __version__, checkpoints, console, locks, rows
 from sheen_cli.backbones import Backbone
 from sheen_cli.errors import SheenError
-from sheen_cli.files import FORMAT, read_json, sha256, write_json
+from sheen_cli.files import FORMAT, make, read_json, sha256, sweep, write_json
 from sheen_cli.prepare import differences, flat, prepared_by
 from sheen_cli.recipe import Data, Recipe, read, save, validate
 from sheen_cli.rows import Rows
@@ -21,22 +21,41 @@ FREE = {
     "train.save_every", "train.keep", "log.every", "synth.seed", "synth.greedy",
     "synth.max_seconds",
 }  # fmt: skip
+# What a folder may hold in which a run was killed before its run.json was there.
+BEGUN = {locks.LOCK, "recipe.yaml", ".recipe.yaml.part", ".run.json.part"}
 
 
 def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume: bool) -> Path:
-    """Train on the prepared folder `data` into the run folder `out`; returns the best
-    checkpoint.
+    """Train on the prepared folder `data` into the run folder `out`, which nobody else may write
+    to meanwhile; returns the best checkpoint.
     """
     manifest = check_data(data, recipe, backbone)
     # the record says what the rows were made from, whatever the recipe names
     recipe = recipe.model_copy(update={"data": Data(**manifest["made_from"]["data"])})
-    start = begin(recipe, out, manifest, resume)
+    check_out(out)
+    with locks.hold(out):
+        start = begin(recipe, out, manifest, resume)
+        work(recipe, backbone, data, out, manifest, start)
+    return out / "best"
+
+
+def work(
+    recipe: Recipe[Any],
+    backbone: Backbone,
+    data: Path,
+    out: Path,
+    manifest: dict[str, Any],
+    start: Path | None,
+) -> None:
+    """Call the backbone's hook on a run folder that is ours."""
     from sheen_cli import training
 
     parallel = training.accelerator(recipe.train)
-    if parallel.is_main_process and start is None:
-        save(recipe, out / "recipe.yaml")
-        write_json(out / "run.json", about(manifest))
+    if parallel.is_main_process:
+        sweep(out)
+        if start is None:
+            save(recipe, out / "recipe.yaml")
+            write_json(out / "run.json", about(manifest))
     parallel.wait_for_everyone()
     validation = data / "validation.jsonl"
     run = training.Run(
@@ -52,7 +71,6 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
     if run.validation is None and parallel.is_main_process:
         console.say("no validation rows: best will be the last checkpoint")
     backbone.hook.train(recipe=recipe, run=run)
-    return out / "best"
 
 
 def check_data(data: Path, recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
@@ -86,6 +104,14 @@ def check_data(data: Path, recipe: Recipe[Any], backbone: Backbone) -> dict[str,
     return manifest
 
 
+def check_out(out: Path) -> None:
+    """Refuse a folder with anything but a run in it, before as much as a lock is left there."""
+    if (out / "run.json").is_file() or not out.is_dir():
+        return
+    if not {path.name for path in out.iterdir()} <= BEGUN:
+        raise SheenError(f"{out} is not empty and holds no run; choose another --out")
+
+
 def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool) -> Path | None:
     """Make the run folder, or find the checkpoint to go on from. Raises SheenError rather than
     mix two runs.
@@ -95,12 +121,10 @@ def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool
         raise SheenError(
             f"{out} already holds a run; add --resume to go on with it, or choose another --out"
         )
-    if not exists and out.is_dir() and any(path.name != "recipe.yaml" for path in out.iterdir()):
-        raise SheenError(f"{out} is not empty and holds no run; choose another --out")
     if not exists:
         if resume:
             console.say(f"nothing to resume in {out}: starting afresh")
-        out.mkdir(parents=True, exist_ok=True)
+        make(out)
         return None
     if not checkpoints.listed(out):
         console.say(f"{out} has no checkpoint yet: starting from step 0")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sheen_cli import __version__, audio, console, rows
+from sheen_cli import __version__, audio, console, locks, rows
 from sheen_cli.audio import Rejected
 from sheen_cli.backbones import Backbone
 from sheen_cli.errors import SheenError
@@ -47,6 +47,16 @@ def prepare(
     # a backbone is not asked to fit anything to nothing
     if next(iter(clips), None) is None:
         raise nothing_usable(clips)
+    with locks.hold(out):
+        # another process may have finished it since we looked
+        finished = already(out, made_from, overwrite)
+        return finished or fill(recipe, backbone, clips, out, made_from)
+
+
+def fill(
+    recipe: Recipe[Any], backbone: Backbone, clips: "Clips", out: Path, made_from: dict[str, Any]
+) -> dict[str, Any]:
+    """Do the work of `prepare` in a folder that is ours to write to."""
     write_text(out / UNFINISHED, "")
     kept = spool(recipe, backbone, clips, out)
     refused = write_rejected(out / "rejected.jsonl", clips.rejected)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -25,7 +24,9 @@ from pydantic import (
 
 from sheen_cli.errors import SheenError
 from sheen_cli.files import write_text
-from sheen_cli.hookspecs import GROUP
+from sheen_cli.plugins import points, scan, strict
+
+scan()  # hides damaged packages; pydantic reads all packages' metadata when a class is made
 
 
 class Section(BaseModel):
@@ -136,8 +137,11 @@ def folders() -> Iterator[Path]:
     """
     package = Path(__file__).parent
     yield package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
-    for top in sorted({point.module.partition(".")[0] for point in entry_points(group=GROUP)}):
-        spec = find_spec(top)  # finds a top-level package without importing it
+    for top in sorted({point.module.partition(".")[0] for point in points()}):
+        try:
+            spec = find_spec(top)  # finds a top-level package without importing it
+        except (ImportError, ValueError):
+            continue  # loading the backbone, which has no recipes then, says what is wrong
         for place in (spec.submodule_search_locations or []) if spec else []:
             yield Path(place) / "recipes"
 
@@ -147,37 +151,48 @@ def shipped() -> list[Named]:
     found: dict[str, Named] = {}
     for folder in folders():
         for path in sorted(folder.glob("*.yaml")):
-            first = path.read_text("utf-8", errors="replace").partition("\n")[0]
-            about = first.lstrip("# ") if first.startswith("#") else ""
             try:
                 backbone = read(path)["backbone"]
+                first = path.read_text("utf-8").partition("\n")[0]
+                about = first.lstrip("# ") if first.startswith("#") else ""
             except SheenError as error:  # costs its own line alone
+                if strict():
+                    raise _original(error) from None
                 backbone, about = "?", str(error)
             found.setdefault(path.stem, Named(path.stem, path, backbone, about))
     return [found[name] for name in sorted(found)]
 
 
+def _original(error: SheenError) -> BaseException:
+    """What a SheenError was made from, for those who want the traceback."""
+    original = error.__cause__ or RuntimeError(str(error))
+    original.add_note(f"sheen: {error}")
+    return original
+
+
 def find(name: str) -> Path:
     """The file of a recipe given by name or path."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        if not Path(name).is_file():
-            raise SheenError(f"no recipe file {name}")
-        return Path(name)
+        path = Path(name)
+        if not path.is_file():
+            near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+            raise SheenError(f"no recipe file {name}{near}")
+        return path
     for folder in folders():
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     names = [recipe.name for recipe in shipped()]
-    raise SheenError(
-        f"no recipe named '{name}'{did_you_mean(name, names)}; `sheen recipes list` shows all"
-    )
+    text = f"no recipe named '{name}'{did_you_mean(name, names)}; `sheen recipes list` shows all"
+    raise SheenError("; ".join([text, *map(str, scan()[1])]))
 
 
 def read(path: Path) -> dict[str, Any]:
     """A recipe file as plain values; only its form is checked here."""
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SheenError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        problem = "cannot be read" if isinstance(error, OSError) else "not YAML"
+        raise SheenError(f"{path}: {problem}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not isinstance(values.get("backbone"), str):
         raise SheenError(f"{path}: a recipe is a mapping with at least `backbone: NAME`")
     return values
@@ -236,10 +251,29 @@ def _explain(detail: Any, options: type[Section]) -> str:
         reason = detail["msg"].removeprefix("Value error, ")
         given = "" if isinstance(detail["input"], dict) else f" (given: {detail['input']!r})"
         return f"{'.'.join(path)}: {reason}{given}"
-    section: Any = {"model": options}.get(path[0]) if len(path) > 1 else Recipe
-    if section is None:
-        section = Recipe.model_fields[path[0]].annotation
-    return f"{'.'.join(path)}: unknown key{did_you_mean(path[-1], section.model_fields)}"
+    section: Any = Recipe
+    for part in path[:-1]:
+        section = options if section is Recipe and part == "model" else _inner(section, part)
+    near = did_you_mean(path[-1], section.model_fields) or _elsewhere(path[-1], options)
+    return f"{'.'.join(path)}: unknown key{near}"
+
+
+def _inner(section: Any, key: str) -> Any:
+    """The section behind a key; the section itself where that is not one alone."""
+    kind = section.model_fields[key].annotation if key in section.model_fields else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else section
+
+
+def _elsewhere(key: str, options: type[Section]) -> str:
+    """The nearest name for a key that was put into the wrong section, or into none."""
+    sections: dict[str, Any] = {"data": Data, "train": Train, "synth": Synth, "log": Log}
+    homes = {
+        inner: f"{name}.{inner}"
+        for name, section in {"model": options, **sections}.items()
+        for inner in section.model_fields
+    }
+    close = get_close_matches(key, homes, 1)
+    return f"; did you mean '{homes[close[0]]}'?" if close else ""
 
 
 def did_you_mean(name: str, known: Any) -> str:

@@ -134,7 +134,8 @@ def read_text(file: Path) -> str:
 
 def newest_run(runs: Path) -> Path:
     """The best checkpoint of the run that was saved last. Raises SheenError where there is none."""
-    found = sorted(runs.glob("*/best"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in runs.glob("*/best") if not path.parent.name.startswith(".")]
+    found.sort(key=lambda path: path.stat().st_mtime)
     if not found:
         raise SheenError(
             f"no checkpoint was named and {runs}/ holds no run; train one, or name a "

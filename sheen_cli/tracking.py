@@ -5,13 +5,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sheen_cli.files import write_text
+from sheen_cli.files import sync, write_text, writing
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one line to the log."""
-    with path.open("a", encoding="utf-8") as stream:
+    """Add one line to the log. It is the one file that is not replaced as a whole: see `settle`."""
+    with writing(path), path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def settle(path: Path) -> None:
+    """Bring the log to the disk, before a checkpoint that counts on its lines."""
+    if path.is_file():
+        with writing(path):
+            sync(path)
+            sync(path.parent)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from sheen_cli import checkpoints, console, threads, tracking
 from sheen_cli.backbones import Backbone
 from sheen_cli.batching import Micro, MicroBatches, Place, Places, seed_of, validation_batches
-from sheen_cli.errors import SheenError
-from sheen_cli.files import write_text
+from sheen_cli.errors import NotFinite, SheenError
+from sheen_cli.files import replacing, write_text
 from sheen_cli.objective import Sums, add, averages, total_loss, window_counts
 from sheen_cli.optimization import (
     Group,
@@ -114,7 +114,7 @@ def validate_and_save(
     if run.validation is not None and (last or progress.step % train.validate_every == 0):
         scores = validate(run, model)
         if not math.isfinite(scores["loss"]):
-            raise SheenError(
+            raise NotFinite(
                 f"the validation loss is {scores['loss']} after step {progress.step}; lower "
                 f"train.learning_rate"
             )
@@ -130,13 +130,21 @@ def validate_and_save(
         save(parallel.unwrap_model(model), folder)
         state = folder / checkpoints.STATE
         state.mkdir()
-        torch.save(optimizer.state_dict(), state / "optimizer.pt")
+        dump(optimizer.state_dict(), state / "optimizer.pt")
         if parallel.scaler is not None:
-            torch.save(parallel.scaler.state_dict(), state / "scaler.pt")
+            dump(parallel.scaler.state_dict(), state / "scaler.pt")
         write_text(state / "progress.json", json.dumps(asdict(progress)))
 
+    # a checkpoint takes the log's lines so far for granted
+    tracking.settle(run.folder / LOG)
     checkpoints.write(run.folder / f"checkpoint-{progress.step}", run.recipe, run.artifacts, fill)
     checkpoints.rotate(run.folder, train.keep, best_folder(run, progress))
+
+
+def dump(value: Any, path: Path) -> None:
+    """torch.save through a stream of ours: by itself it forgets why a write failed."""
+    with replacing(path) as stream:
+        torch.save(value, stream)
 
 
 def optimize(
@@ -166,7 +174,7 @@ def optimize(
     # with fp16 a step may overflow: its scaler leaves it out and goes on with a smaller scale
     if not math.isfinite(record["loss"]) or (not math.isfinite(norm) and parallel.scaler is None):
         names = ", ".join(run.rows[i]["id"] for micro in window for i in micro.rows[:4])
-        raise SheenError(
+        raise NotFinite(
             f"the loss is {record['loss']} and its gradient's norm {norm} in a batch with the rows "
             f"{names} ...; lower train.learning_rate"
         )
@@ -245,14 +253,14 @@ def restore(run: Run) -> Progress:
             f"{run.resume} was written by {progress.ranks} processes, this is {ranks}: rows would "
             f"repeat or be left out; resume with {progress.ranks}"
         )
+    best = best_folder(run, progress)
+    if best is not None and (problem := checkpoints.check(best)):
+        console.warn(f"{best}, the best so far, is lost: {problem}")
+        best = progress.best = progress.best_step = None
     if run.accelerator.is_main_process:
         tracking.take_back(run.folder / LOG, progress.step)
-        checkpoints.rewind(run.folder, progress.step)
-    best = best_folder(run, progress)
-    if best is not None and not best.is_dir():
-        progress.best = progress.best_step = None
-    if run.accelerator.is_main_process:
-        checkpoints.rotate(run.folder, run.recipe.train.keep, best_folder(run, progress))
+        checkpoints.rewind(run.folder, run.resume, best)
+        checkpoints.rotate(run.folder, run.recipe.train.keep, best)
     return progress
 
 
@@ -275,10 +283,14 @@ def agreed(seconds: float, parallel: Accelerator) -> float:
 
 
 def set_threads(run: Run, model: nn.Module, progress: Progress) -> None:
-    """Use the CPU threads that the recipe asks for; a resumed run keeps its own, for equal sums."""
+    """Use the CPU threads that the recipe asks for, those that there are where it does not say; a
+    resumed run keeps its own, for equal sums.
+    """
     wanted, parallel = run.recipe.train.threads, run.accelerator
-    if parallel.device.type != "cpu" or wanted is None:
+    if parallel.device.type != "cpu":
         return
+    if wanted is None:
+        wanted = progress.threads or torch.get_num_threads()
     if wanted == "auto":
         data = MicroBatches(run.backbone, run.recipe, run.rows, parallel.num_processes)
         batch = good(data[Place(0, 0, parallel.process_index)]).batch

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import broken
 import pytest
 import soundfile
 import typer.main
+from broken import Plugin, install, recordings, whole
 from conftest import TINY, digit_sentences, sheen, write_folder
+from test_docs import commands as documented
+from test_docs import keys
 
 from sheen_cli.cli import app
 
@@ -58,6 +62,7 @@ def test_the_commands() -> None:
         "recipes list",
         "recipes show",
         "plugins list",
+        "doctor",
     } <= names
 
 
@@ -96,8 +101,10 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["trian"], "No such command 'trian'"),
-        (["train", "--max-stepz", "3"], "No such option: --max-stepz"),
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["recipes", "lst"], "No such command 'lst'. Did you mean 'list'?"),
+        (["plugins", "lst"], "No such command 'lst'. Did you mean 'list'?"),
+        (["train", "--max-stepz", "3"], "--max-stepz (Possible options: --max-steps"),
         (["train", "--data", "nowhere"], "nowhere holds no prepared data"),
         (["train", "--recipe", "dmo"], "did you mean 'demo'?"),
         (["prepare", "--dataset", "nowhere"], "nowhere: neither a folder nor a .jsonl file"),
@@ -111,6 +118,8 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
         (["info", "nowhere"], "nothing at nowhere"),
         (["info", "."], "neither a .jsonl file"),
         (["recipes", "show"], "Missing argument"),
+        (["plugins", "check", "dmo"], "no backbone named 'dmo'; did you mean 'demo'?"),
+        (["doctor", "--timeout", "soon"], "Invalid value for '--timeout'"),
     ],
 )  # fmt: skip
 def test_s0_16_a_mistake_is_one_clear_line_and_exit_code_2(
@@ -121,6 +130,114 @@ def test_s0_16_a_mistake_is_one_clear_line_and_exit_code_2(
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("dmo", "no recipe named 'dmo'; did you mean 'demo'?"),
+        ("demo trian.max_steps=3", "trian: unknown key; did you mean 'train'?"),
+        ("demo max_steps=3", "max_steps: unknown key; did you mean 'train.max_steps'?"),
+        ("demo train.max_stepz=3", "train.max_stepz: unknown key; did you mean 'max_steps'?"),
+        ("demo train.hiden=3", "train.hiden: unknown key; did you mean 'model.hidden'?"),
+        ("demo backbone=dmo", "no backbone named 'dmo'; did you mean 'demo'?"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(arguments: str, message: str) -> None:
+    assert message in sheen("recipes", "show", *arguments.split(), code=2).output
+
+
+def test_misspelt_names_in_a_recipe_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for text, message in (
+        ("backbone: dmo", "no backbone named 'dmo'; did you mean 'demo'?"),
+        ("backbone: demo\ntrian: {epochs: 1}", "trian: unknown key; did you mean 'train'?"),
+        ("backbone: demo\ntrain: {epoch: 1}", "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("backbone: demo\nlayer: 1", "layer: unknown key; did you mean 'model.layers'?"),
+    ):
+        path.write_text(text)
+        assert message in sheen("recipes", "show", path, code=2).output
+    near = sheen("recipes", "show", tmp_path / "mien.yaml", code=2).output
+    assert f"no recipe file {tmp_path}/mien.yaml; did you mean 'mine.yaml'?" in near
+
+
+TYPES = {
+    "string": str, "boolean": bool, "list": list, "object": dict, "null": type(None),
+    "number": (int, float),
+}  # fmt: skip
+
+
+def agrees(value: Any, table: dict[str, str]) -> None:
+    """Fails unless an object has just the documented keys, of the documented types."""
+    optional = {key for key, kind in table.items() if kind.endswith(", optional")}
+    assert set(table) - optional <= set(value) <= set(table)
+    for key, inner in value.items():
+        kinds = table[key].removesuffix(", optional").split(" or ")
+        assert any(isinstance(inner, TYPES[kind]) for kind in kinds), (key, inner)
+        assert "number" not in kinds or "boolean" in kinds or not isinstance(inner, bool), key
+
+
+def test_json_is_one_value_with_the_documented_keys(data: Path, tmp_path: Path) -> None:
+    def one(*arguments: object) -> Any:
+        """The command's answer; anything else on stdout would not parse."""
+        out = sheen(*arguments, "--json").stdout
+        assert out.count("\n") == 1
+        return json.loads(out)
+
+    tables = {name: keys(section) for name, section in documented().items()}
+    rows, rejected, folder, run, checkpoint = tables["info"]
+    kinds = {
+        "rows": rows,
+        "rejected": rejected,
+        "data": folder,
+        "run": run,
+        "checkpoint": checkpoint,
+    }
+    source = write_folder(tmp_path / "set", digit_sentences(6))
+    agrees(one("prepare", "--dataset", source, "--out", tmp_path / "out"), tables["prepare"][0])
+    runs = tmp_path / "run"
+    trained = one("train", "--recipe", "demo", "--data", data, "--out", runs, *TINY)
+    agrees(trained, run)
+    assert trained == one("info", runs)
+    (tmp_path / "rejected.jsonl").write_text('{"reason": "silent"}\n')
+    for path in (data / "train.jsonl", tmp_path / "rejected.jsonl", data, runs, runs / "best"):
+        facts = one("info", path)
+        agrees(facts, kinds[facts["kind"]])
+        for inner in facts.get("splits", {}).values():
+            agrees({"kind": "rows", "path": "", **inner}, rows)
+    say = ("synth", runs, "--text", "one", "--max-seconds", 0.5, "-o", tmp_path / "x.wav")
+    agrees(one(*say), tables["synth"][0])
+    for recipe in one("recipes", "list"):
+        agrees(recipe, tables["recipes list"][0])
+    agrees(one("recipes", "show", "demo"), tables["recipes show"][0])
+    for plugin in one("plugins", "list"):
+        agrees(plugin, tables["plugins list"][0])
+
+
+def test_json_of_demo(tmp_path: Path) -> None:
+    # a few recordings in place of the demo's own, two of them held out
+    folder = write_folder(tmp_path / "set", digit_sentences(8))
+    table = (folder / "metadata.csv").read_text().splitlines()
+    ends = ["split", *["train"] * 6, *["test"] * 2]
+    lines = [f"{line}|{end}\n" for line, end in zip(table, ends, strict=True)]
+    (folder / "metadata.csv").write_text("".join(lines))
+    small = [f"data.dataset={folder}", "model.vocoder_rounds=4", *TINY[:3]]
+    places = ["--out", tmp_path / "run", "--data", tmp_path / "data"]
+    spoken = json.loads(sheen("demo", *places, "--max-steps", 1, "--json", *small).stdout)
+    assert len(spoken) == 2
+    for each in spoken:
+        agrees(each, keys(documented()["synth"])[0])
+
+
+def test_json_stays_json_where_a_plugin_prints(tmp_path: Path) -> None:
+    source = "print('imported')\n" + whole("talks", prepare="print('working'); yield {}")
+    install(tmp_path, Plugin("talks", source, ""))
+    recordings(tmp_path / "set")
+    arguments = ("prepare", "--recipe", "talks", "--dataset", "set", "data.max_samples=1", "--json")
+    out = broken.sheen(tmp_path, *arguments)
+    assert out.returncode == 0, out.stderr
+    assert json.loads(out.stdout)["backbone"] == "talks"
+    assert "imported" in out.stderr and "working" in out.stderr
 
 
 def test_a_folder_without_metadata(tmp_path: Path) -> None:
@@ -194,6 +311,7 @@ def test_s0_4_a_model_that_stops_at_once_is_a_clear_error(data: Path, tmp_path: 
     import torch
     from safetensors.torch import load_file, save_file
 
+    from sheen_cli.checkpoints import seal
     from sheen_cli.files import digests
     from sheen_demo.layout import END
 
@@ -211,6 +329,8 @@ def test_s0_4_a_model_that_stops_at_once_is_a_clear_error(data: Path, tmp_path: 
         save_file(weights, folder / "model.safetensors")
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"] = {k: v for k, v in digests(folder).items() if k != "manifest.json"}
+        del manifest["seal"]
+        manifest["seal"] = seal(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
         command = [*SHEEN, "synth", folder, "--text", "one", "-o", tmp_path / "x.wav"]
         out = subprocess.run([*command, "--max-seconds", "1"], capture_output=True, text=True)
@@ -261,7 +381,7 @@ def test_train_takes_the_data_as_it_is(data: Path, tmp_path: Path) -> None:
 def test_a_run_that_never_reached_a_checkpoint_is_begun_anew(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["train", "--recipe", "demo", "--data", data, "--out", run, *TINY]
-    sheen(*arguments, "train.learning_rate=1e30", "train.clip_norm=null", "--max-steps", 20, code=2)
+    sheen(*arguments, "train.learning_rate=1e30", "train.clip_norm=null", "--max-steps", 20, code=6)
     assert (run / "run.json").is_file()
     assert "last is checkpoint-3" in sheen(*arguments).output
 

@@ -3,10 +3,13 @@
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.core
 import typer.main
 
+from sheen_cli import errors
 from sheen_cli.backbones import resolve
 from sheen_cli.cli import app
 from sheen_cli.recipe import Data, Log, Synth, Train, shipped
@@ -31,6 +34,58 @@ def test_every_recipe_key_is_documented_with_its_default() -> None:
                 assert cell == str(field.default).lower(), key
             elif isinstance(field.default, (int, float)) and cell:
                 assert float(cell) == field.default, key
+
+
+def commands() -> dict[str, str]:
+    """docs/commands.md: each command's section."""
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    parts = re.split(r"^## `sheen ([a-z ]+)`$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def keys(section: str) -> list[dict[str, str]]:
+    """The tables of JSON keys in a section of docs/commands.md: key -> type."""
+    tables = []
+    for table in section.split("| key | type | meaning |")[1:]:
+        rows = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \|", table.partition("\n\n")[0], re.MULTILINE)
+        tables.append({key: kind for cell, kind in rows for key in re.findall(r"`(.+?)`", cell)})
+    return tables
+
+
+def leaves(group: typer.core.TyperGroup, path: str = "") -> dict[str, Any]:
+    """Every command of the program by its words."""
+    found = {}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        found |= leaves(command, f"{path}{name} ") if inner else {f"{path}{name}": command}
+    return found
+
+
+def test_every_command_is_documented_with_its_arguments_and_no_others() -> None:
+    sections = commands()
+    program = leaves(typer.main.get_command(app))
+    assert list(sections) == list(program)  # in the order of --help, too
+    for name, command in program.items():
+        table = sections[name].partition("| argument |")[2].partition("\n\n")[0]
+        cells = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
+        documented = [word for cell in cells for word in re.findall(r"`([^`]+)`", cell)]
+        options = [each for each in command.params if each.name != "help"]
+        flags = [flag for each in options if each.opts[0].startswith("-") for flag in each.opts]
+        assert [word for word in documented if word.startswith("-")] == flags, name
+        words = [
+            each.metavar or each.name.upper()
+            for each in options
+            if not each.opts[0].startswith("-")
+        ]
+        assert [word for word in documented if not word.startswith("-")] == words, name
+
+
+def test_every_exit_code_is_documented() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    table = text.partition("| code |")[2].partition("\n\n")[0]
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    kinds = [each for each in vars(errors).values() if isinstance(each, type)]
+    assert documented == {0, 1, 130} | {kind.code for kind in kinds}
 
 
 def test_readme_shows_the_two_commands_and_only_commands_that_exist() -> None:

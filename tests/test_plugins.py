@@ -1,100 +1,168 @@
 """Plugins: one that is broken breaks itself alone; the host names no backbone and imports none."""
 
 import ast
+import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from broken import Plugin, findings, install, recordings, sheen, whole
+from broken import plugins as kinds
 
 import sheen_cli
-from sheen_cli import hookspecs
-from sheen_cli.backbones import HOOKS
+from sheen_cli import hookspecs, plugins
+from sheen_cli.backbones import HOOKS, Hooks, load
 
 HOST = Path(sheen_cli.__file__).parent
 ROOT = HOST.parent
 
-BROKEN = {
-    "import": ("import nothing_of_this_name\n", "ModuleNotFoundError"),
-    "syntax": ("def describe(:\n", "SyntaxError"),
-    "exit": ("raise SystemExit(3)\n", "SystemExit"),
-    "signature": (
-        "from sheen_cli import hookimpl\n@hookimpl\ndef collate(recipe, lines): ...\n",
-        "PluginValidationError",
-    ),
-    "unknown": (
-        "from sheen_cli import hookimpl\n@hookimpl\ndef colate(rows): ...\n",
-        "PluginValidationError",
-    ),
-    "missing": (
-        "from sheen_cli import hookimpl\n@hookimpl\ndef describe(): ...\n",
-        "lacks the hooks prepare",
-    ),
-}
+
+def test_ten_kinds_of_broken_plugins_together_break_nothing_else(tmp_path: Path) -> None:
+    found = findings(tmp_path)
+    assert len(found) == 11
+    assert not {name: problems for name, problems in found.items() if problems}
 
 
-def install(folder: Path, name: str, source: str) -> None:
-    """A package with an entry point, as pip would leave it."""
-    (folder / f"broken_{name}.py").write_text(source)
-    info = folder / f"broken_{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: broken-{name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[sheen]\n{name} = broken_{name}\n")
-
-
-def sheen(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sheen_cli", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
+def test_each_way_to_damage_metadata_is_named_and_harms_nobody(tmp_path: Path) -> None:
+    """One file each, so that no damage hides behind another."""
+    damages = {
+        "value": (b"[sheen]\nvalue\n", None, "TypeError"),
+        "latin": ("[sheen]\nx = caf\xe9\n".encode("latin-1"), None, "UnicodeDecodeError"),
+        "empty": (b"[sheen]\nempty = \n", None, "names no module"),
+        "nameless": (None, b"Metadata-Version: 2.1\n", "no Name or Version"),
+        "letters": (None, b"Name: caf\xe9\n", "UnicodeDecodeError"),
+    }
+    for name, (points, metadata, cause) in damages.items():
+        install(tmp_path, Plugin(name, "", cause, points, metadata))
+    script = (
+        "import json; from sheen_cli import plugins, backbones; import torch, transformers\n"
+        "found = plugins.scan()[1]; assert plugins.scan()[1] == found\n"
+        "print(json.dumps([str(each) for each in found]))\n"
+        "assert [point.name for point in plugins.points()] == ['demo']\n"
+        "assert backbones.load('demo').hook.describe(recipe=None)"
     )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    named = {line.split()[3]: line for line in json.loads(out.stdout)}
+    assert len(named) == len(damages)
+    for name, (*_, cause) in damages.items():
+        line = named[f"broken-{name}"]
+        assert cause in line and f"{tmp_path}/broken_{name}-1.0.dist-info" in line
 
 
-def test_broken_plugins_leave_the_rest_working(tmp_path: Path) -> None:
-    for name, (source, _) in BROKEN.items():
-        install(tmp_path, name, source)
-    assert sheen(tmp_path, "--help").returncode == 0
-    listed = sheen(tmp_path, "plugins", "list")
-    assert listed.returncode == 0
-    lines = {line.split()[0]: line for line in listed.stdout.splitlines()}
-    assert lines["demo"].endswith("ok")
-    for name, (_, cause) in BROKEN.items():
-        assert cause in lines[name] and f"pip uninstall broken-{name}" in lines[name]
-    assert sheen(tmp_path, "recipes", "show", "demo").returncode == 0
-    (tmp_path / "x.yaml").write_text("backbone: import\n")
-    asked = sheen(tmp_path, "recipes", "show", "x.yaml")
-    assert (
-        asked.returncode == 2
-        and "broken-import" in asked.stderr
-        and "nothing_of_this_name" in asked.stderr
-    )
-    assert "Traceback" not in asked.stderr
+def test_of_two_copies_of_a_package_the_first_on_the_path_counts(tmp_path: Path) -> None:
+    for place, name in (("first", "twin"), ("second", "twin")):
+        (tmp_path / place).mkdir()
+        install(tmp_path / place, Plugin(name, f"raise OSError('{place}')", place))
+    path = os.pathsep.join([f"{tmp_path}/first", f"{tmp_path}/second"])
+    out = sheen(tmp_path, "recipes", "show", "twin", PYTHONPATH=path)
+    assert out.returncode == 2 and "OSError: first" in out.stderr and "offered" not in out.stderr
+
+
+def test_a_plugin_that_ends_the_process_is_named(tmp_path: Path) -> None:
+    install(tmp_path, Plugin("gone", "import os\nos._exit(0)\n", ""))
+    install(tmp_path, Plugin("shot", "import os\nos.kill(os.getpid(), 11)\n", ""))
+    install(tmp_path, Plugin("loud", "print('{}')\nraise KeyError('k')\n", ""))
+    out = sheen(tmp_path, "plugins", "list", "--json")
+    errors = {row["name"]: row["error"] for row in json.loads(out.stdout)}
+    assert out.returncode == 0 and errors["demo"] is None
+    assert "its import ended the process (exit code 0)" in errors["gone"]
+    assert "its import ended the process (signal SIGSEGV)" in errors["shot"]
+    assert "KeyError: 'k'" in errors["loud"] and "{}" in out.stderr
 
 
 def test_two_packages_with_one_name_are_both_named(tmp_path: Path) -> None:
-    install(tmp_path, "twin", "")
-    (tmp_path / "broken_twin-1.0.dist-info" / "entry_points.txt").write_text(
-        "[sheen]\ndemo = broken_twin\n"
-    )
+    install(tmp_path, Plugin("twin", "", "", b"[sheen]\ndemo = broken_twin\n"))
     out = sheen(tmp_path, "recipes", "show", "demo")
     assert out.returncode == 2 and "offered by broken-twin and sheen-tts" in out.stderr
 
 
-def test_a_plugins_recipes_are_found_without_importing_it(tmp_path: Path) -> None:
-    (tmp_path / "broken_pack" / "recipes").mkdir(parents=True)
-    (tmp_path / "broken_pack" / "__init__.py").write_text("raise SystemExit('imported')\n")
-    (tmp_path / "broken_pack" / "recipes" / "bad.yaml").write_text("a: [")
-    (tmp_path / "broken_pack" / "recipes" / "theirs.yaml").write_text(
-        "# Their own.\nbackbone: pack\n"
+def test_a_crash_in_a_hook_names_the_package_and_keeps_its_traceback(tmp_path: Path) -> None:
+    crashes = {
+        "late": ("yield {}; print('printed'); 1 / 0", "ZeroDivisionError: division by zero"),
+        "exits": ("raise SystemExit(0)", "RuntimeError: hook prepare() ended the program"),
+        "nothing": ("return None", "TypeError: 'NoneType' object is not iterable"),
+        "file": ("open('/nowhere')", "error: /nowhere: No such file"),
+    }
+    for name, (source, cause) in crashes.items():
+        install(tmp_path, Plugin(name, whole(name, prepare=source), cause))
+    recordings(tmp_path / "set")
+    for name, (_, cause) in crashes.items():
+        arguments = ("--recipe", name, "--dataset", "set", "--out", name, "--json")
+        out = sheen(tmp_path, "prepare", *arguments)
+        assert cause in out.stderr and out.stdout == "", out.stderr
+        assert f"hook prepare() of backbone '{name}', package broken-{name} 1.0" in out.stderr
+        assert (
+            f"pip uninstall broken-{name}" in out.stderr.splitlines()[-2 if name == "file" else -1]
+        )
+        if name != "file":
+            assert out.returncode == 1 and "Traceback" in out.stderr
+
+
+def test_a_crash_inside_a_hook_inside_a_hook_is_blamed_once(tmp_path: Path) -> None:
+    relay = SimpleNamespace(train=lambda run: run(), loss=lambda: 1 / 0)
+    hooks = Hooks(relay, plugins.points()[0])
+    with pytest.raises(ZeroDivisionError) as caught:
+        hooks.train(run=hooks.loss)
+    (note,) = caught.value.__notes__
+    assert "hook loss() of backbone 'demo', package sheen-tts" in note
+
+
+def test_a_backbone_crosses_to_another_process() -> None:
+    backbone = load("demo")
+    assert pickle.loads(pickle.dumps(backbone)) == backbone
+
+
+@pytest.mark.parametrize(
+    "name, command, cause",
+    [
+        ("import", ("recipes", "show", "import"), "ModuleNotFoundError: No module named"),
+        ("exit", ("recipes", "show", "exit"), "SystemExit"),
+        ("syntax", ("plugins", "list"), "SyntaxError"),
+        ("asleep", ("plugins", "list"), "RuntimeError: backbone 'asleep' of package broken-asleep"),
+        ("metadata", ("recipes", "list"), ""),
+        ("yaml", ("recipes", "list"), "yaml."),
+    ],
+)
+def test_strict_raises_the_original(
+    name: str, command: tuple[str, ...], cause: str, tmp_path: Path
+) -> None:
+    asleep = Plugin("asleep", "import time\ntime.sleep(60)\n", "")
+    others = [asleep, Plugin("yaml", "", "")]
+    (plugin,) = (each for each in [*kinds(), *others] if each.name == name)
+    install(tmp_path, plugin)
+    if name == "yaml":
+        (tmp_path / "broken_yaml" / "recipes" / "yaml.yaml").write_text("a: [")
+    limits = {"SHEEN_STRICT_PLUGINS": "1"}
+    if name == "asleep":  # it comes first, so nothing else meets the limit
+        limits["SHEEN_PLUGIN_TIMEOUT"] = "2"
+    out = sheen(tmp_path, *command, **limits)
+    assert (
+        out.returncode == 1 and "Traceback" in out.stderr and (cause or plugin.cause) in out.stderr
     )
-    install(tmp_path, "pack", "")
-    (tmp_path / "broken_pack.py").unlink()
+    assert f"broken-{name}" in out.stderr or "yaml.yaml" in out.stderr
+
+
+def test_the_time_box_is_a_number(tmp_path: Path) -> None:
+    out = sheen(tmp_path, "plugins", "list", SHEEN_PLUGIN_TIMEOUT="soon")
+    assert out.returncode == 2 and "SHEEN_PLUGIN_TIMEOUT=soon: give seconds" in out.stderr
+
+
+def test_a_plugins_recipes_are_found_without_importing_it(tmp_path: Path) -> None:
+    install(tmp_path, Plugin("pack", "raise SystemExit('imported')\n", ""))
+    recipes = tmp_path / "broken_pack" / "recipes"
+    (recipes / "bad.yaml").write_text("a: [")
+    (recipes / "theirs.yaml").write_text("# Their own.\nbackbone: pack\n")
+    (recipes / "folder.yaml").mkdir()
     out = sheen(tmp_path, "recipes", "list")
     assert out.returncode == 0 and "theirs" in out.stdout and "Their own." in out.stdout
     assert "bad.yaml: not YAML" in out.stdout and "demo" in out.stdout
+    assert "folder.yaml: cannot be read" in out.stdout
 
 
 # --- boundaries ----------------------------------------------------------------------------------
@@ -123,6 +191,10 @@ def test_the_host_imports_no_backbone_and_no_model_library(path: Path) -> None:
         "recipe",
         "types",
         "backbones",
+        "plugins",
+        "probe",
+        "doctor",
+        "machine",
         "hookspecs",
         "rows",
         "sources",

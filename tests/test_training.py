@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from conftest import TINY, sheen
 from safetensors.torch import load_file
 
-from sheen_cli import Batch, Recipe, Run, SheenError, jobs
+from sheen_cli import Batch, Recipe, Run, SheenError, checkpoints, jobs
 from sheen_cli.backbones import Backbone, resolve
 from sheen_cli.batching import MicroBatches, Place, cut, windows
+from sheen_cli.errors import NotFinite
 from sheen_cli.files import digests
 from sheen_cli.objective import total_loss, window_counts
 from sheen_cli.optimization import Group, Progress, adamw, default_groups, learning_rate
@@ -238,7 +239,7 @@ def test_a_run_leaves_best_last_and_a_log(data: Path, tmp_path: Path) -> None:
     assert kept == {f"checkpoint-{best}", "checkpoint-7"}
     names = {path.name for path in (out / "last").iterdir()}
     assert names == {"model.safetensors", "recipe.yaml", "artifacts", "training", "manifest.json"}
-    assert not list(out.glob(".*"))  # no temporary files
+    assert not list(out.glob(".*"))  # no temporary files, no lock
 
 
 def test_without_validation_best_is_last(folder: Path, tmp_path: Path) -> None:
@@ -251,44 +252,19 @@ def test_without_validation_best_is_last(folder: Path, tmp_path: Path) -> None:
     assert (out / "best").readlink() == (out / "last").readlink() == Path("checkpoint-3")
 
 
-@pytest.mark.parametrize("stops", [(3,), (1, 5), (4, 6, 8)])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_s0_12_a_resumed_run_equals_an_uninterrupted_one(
-    data: Path, tmp_path: Path, stops: tuple[int, ...], workers: int
-) -> None:
-    """Weights as bytes, log as values: stopped in, at and after an epoch's end, with dropout on."""
-    settings = [
-        "model.dropout=0.1",
-        "train.validate_every=4",
-        "train.save_every=100",
-        "train.accumulate=2",
-        "train.schedule=constant",
-        "train.warmup_steps=0",
-    ]
+def test_s0_12_a_resumed_run_keeps_its_threads(data: Path, tmp_path: Path) -> None:
+    """Stop points, workers and repeated resumes are the figure `exact` of tests/reliability.py."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(data, whole, *settings, "train.max_steps=9")
-    for number, stop in enumerate((*stops, 9)):
-        train(
-            data,
-            parts,
-            *settings,
-            f"train.max_steps={stop}",
-            f"train.workers={workers}",
-            resume=number > 0,
-        )
+    torch.set_num_threads(1)
+    train(data, whole, "train.max_steps=4", "train.schedule=constant")
+    train(data, parts, "train.max_steps=2", "train.schedule=constant")
+    torch.set_num_threads(2)  # as on a machine with more cores
+    train(data, parts, "train.max_steps=4", "train.schedule=constant", resume=True)
+    assert torch.get_num_threads() == 1
     weights = [run / "last" / "model.safetensors" for run in (whole, parts)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    extra = {stop for stop in stops if stop % 4}  # a stop validates, too
-    lines = [
-        line for line in metrics(parts) if not ("validation_loss" in line and line["step"] in extra)
-    ]
-    assert timeless(lines) == timeless(metrics(whole))
-    states = [
-        torch.load(run / "last/training/optimizer.pt", weights_only=True) for run in (whole, parts)
-    ]
-    for index, state in states[0]["state"].items():
-        for key, value in state.items():
-            assert torch.equal(value, states[1]["state"][index][key])
+    progress = json.loads((parts / "last" / "training" / "progress.json").read_text())
+    assert progress["threads"] == 1
 
 
 def test_resume_takes_back_what_the_log_is_ahead(data: Path, tmp_path: Path) -> None:
@@ -302,21 +278,41 @@ def test_resume_takes_back_what_the_log_is_ahead(data: Path, tmp_path: Path) -> 
     assert [line["step"] for line in metrics(out) if "learning_rate" in line] == [1, 2, 3, 4]
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_aloud(
+@pytest.mark.parametrize("name", ["model.safetensors", "recipe.yaml", "manifest.json"])
+def test_a_named_checkpoint_in_which_one_bit_flipped_is_an_error(
+    data: Path, tmp_path: Path, name: str
+) -> None:
+    """Resuming from the newest is the figure `damaged` of tests/reliability.py."""
+    train(data, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint-3" / name
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    for named in (path.parent, tmp_path / "run"):
+        with pytest.raises(
+            SheenError, match=rf"not a usable checkpoint: {name} (has other|is dam)"
+        ):
+            checkpoints.resolve(named)
+
+
+def test_files_that_people_leave_in_a_checkpoint_are_let_be(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-3" / "notes.txt").write_text("the good one")
+    assert checkpoints.check(tmp_path / "run" / "checkpoint-3") is None
+
+
+def test_a_best_checkpoint_that_is_damaged_is_given_up_aloud(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    train(data, out, "train.max_steps=4", "train.save_every=2")
-    weights = out / "checkpoint-4" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-5] ^= 1
-    weights.write_bytes(content)
-    train(data, out, "train.max_steps=5", "train.save_every=2", resume=True)
-    assert (
-        "checkpoint-4 is passed over: model.safetensors has other contents"
-        in capsys.readouterr().err
-    )
-    assert (out / "last").readlink() == Path("checkpoint-5")
+    train(data, out, "train.validate_every=1", "train.max_steps=2", "train.learning_rate=1e-30")
+    train(data, out, "train.max_steps=3", "train.learning_rate=1e-30", resume=True)
+    best = (out / "best").resolve()
+    assert best.name != "checkpoint-3"  # at such a rate the first is as good as any
+    (best / "model.safetensors").write_bytes(b"")
+    train(data, out, "train.max_steps=4", "train.learning_rate=1e-30", resume=True)
+    assert f"{out / best.name}, the best so far, is lost" in capsys.readouterr().err
+    assert checkpoints.resolve(out).name in ("checkpoint-3", "checkpoint-4")
 
 
 def test_best_and_last_survive_a_damaged_newest_checkpoint(data: Path, tmp_path: Path) -> None:
@@ -348,6 +344,7 @@ def test_another_number_of_processes_does_not_resume(data: Path, tmp_path: Path)
     (folder / "training" / "progress.json").write_text(json.dumps({**progress, "ranks": 2}))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"] = {k: v for k, v in digests(folder).items() if k != "manifest.json"}
+    manifest["seal"] = checkpoints.seal({k: v for k, v in manifest.items() if k != "seal"})
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(SheenError, match="written by 2 processes, this is 1"):
         train(data, out, "train.max_steps=5", resume=True)
@@ -426,7 +423,7 @@ def test_resume_with_nothing_to_resume_starts_afresh(
 
 def test_a_loss_that_is_not_finite_stops_and_names_rows(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(SheenError, match=r"norm nan in a batch with the rows 0\d\d-"):
+    with pytest.raises(NotFinite, match=r"norm nan in a batch with the rows 0\d\d-"):
         train(data, out, "train.learning_rate=1e30", "train.clip_norm=null", "train.max_steps=20")
     assert not list(out.glob("checkpoint-*"))
 
