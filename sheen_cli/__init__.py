@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sheen_cli.types import Clip as Clip
     from sheen_cli.types import Entry as Entry
     from sheen_cli.types import Loss as Loss
+    from sheen_cli.types import Reference as Reference
     from sheen_cli.types import Request as Request
     from sheen_cli.types import Row as Row
     from sheen_cli.types import Skip as Skip
@@ -40,6 +41,7 @@ _HOME = {
             "Clip",
             "Entry",
             "Loss",
+            "Reference",
             "Request",
             "Row",
             "Skip",

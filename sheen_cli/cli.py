@@ -219,6 +219,17 @@ def synth(
         bool | None,
         typer.Option("--greedy/--no-greedy", help="Take the likeliest code, or sample."),
     ] = None,
+    speaker: Annotated[str | None, typer.Option(help="A voice that the model knows.")] = None,
+    language: Annotated[str | None, typer.Option(help="Of the text; auto if not given.")] = None,
+    instruct: Annotated[str | None, typer.Option(help="How to say it.")] = None,
+    ref: Annotated[Path | None, typer.Option(help="A recording of the voice to clone.")] = None,
+    ref_text: Annotated[
+        str | None, typer.Option(help="What is said there; else a .txt beside it is read.")
+    ] = None,
+    icl: Annotated[
+        bool | None,
+        typer.Option("--icl/--no-icl", help="Go on from the reference, or take its voice alone."),
+    ] = None,
     max_seconds: Annotated[
         float | None, typer.Option(min=0.1, help="The longest that a sentence may take.")
     ] = None,
@@ -244,7 +255,12 @@ def synth(
     seed = defaults.seed if seed is None else seed
     limit = defaults.max_seconds if max_seconds is None else max_seconds
     greedy = defaults.greedy if greedy is None else greedy
-    requests = [Request(sentence, seed, greedy, limit) for sentence in sentences]
+    wanted = {"speaker": speaker, "language": language, "instruct": instruct}
+    heard = synthesis.reference(voice, ref, ref_text, icl)
+    synthesis.check(voice, {**wanted, "reference": heard})
+    requests = [
+        Request(sentence, seed, greedy, limit, **wanted, reference=heard) for sentence in sentences
+    ]
     report = synthesis.write(voice, requests, paths)
     for facts in report:
         console.result(json.dumps(facts) if as_json else synthesis.line(facts))

@@ -1,7 +1,7 @@
 """From a checkpoint folder and texts to WAV files, with the figures that tell speech from noise."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from sheen_cli import audio, backbones, checkpoints, console
 from sheen_cli.errors import SheenError
 from sheen_cli.recipe import Recipe, override, read, validate
-from sheen_cli.types import Audio, Request
+from sheen_cli.types import Audio, Reference, Request
 
 TOGETHER = 16  # sentences that are generated at once
 
@@ -41,6 +41,49 @@ class Voice:
                 requests=requests[start : start + TOGETHER],
                 trace=False,
             )
+
+
+# The flag of each part of a request that a backbone may not heed.
+FLAGS = {"speaker": "--speaker", "language": "--language", "instruct": "--instruct"}
+FLAGS |= {"reference": "--ref"}
+
+
+def check(voice: Voice, given: Mapping[str, Any]) -> None:
+    """Raise SheenError for a wish that the backbone does not heed: silence would be a lie."""
+    reads = voice.backbone.spec.reads
+    if ignored := [FLAGS[name] for name, value in given.items() if value and name not in reads]:
+        heeds = ", ".join(FLAGS[name] for name in reads) or "none of these"
+        raise SheenError(
+            f"backbone '{voice.backbone.name}' does not heed {', '.join(ignored)}; it heeds {heeds}"
+        )
+
+
+def reference(
+    voice: Voice, ref: Path | None, text: str | None, in_context: bool | None
+) -> Reference | None:
+    """The recording to clone, at the backbone's rate. Without `--icl` it lends its voice alone.
+    Raises SheenError where in-context cloning lacks the words.
+    """
+    if ref is None:
+        if text is not None or in_context:
+            raise SheenError("--ref-text and --icl belong to a recording: give it with --ref")
+        return None
+    if not ref.is_file():
+        raise SheenError(f"--ref {ref}: no such file")
+    try:
+        samples = audio.load(ref, voice.backbone.spec.sample_rate, 0.5, 60.0)
+    except audio.Rejected as rejected:
+        raise SheenError(f"--ref {ref}: {rejected.reason}: {rejected.detail}") from None
+    beside = ref.with_suffix(".txt")
+    if text is None and beside.is_file():
+        text = read_text(beside).strip() or None
+    if in_context and not text:
+        raise SheenError(
+            f"--icl needs the words of {ref}: give --ref-text, or write them to {beside}"
+        )
+    if in_context is None:
+        console.say("taking the voice of --ref (x-vector); --icl would also go on from its speech")
+    return Reference(samples, text, bool(in_context))
 
 
 def figures(speech: Audio) -> dict[str, Any]:

@@ -100,15 +100,34 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Somebody speaking, to be cloned: `audio` (n,) float32 at the backbone's rate, and what is
+    said in it. With `in_context` the speech goes on from it, for which the text is needed; else
+    only the voice is taken.
+    """
+
+    audio: np.ndarray
+    text: str | None = None
+    in_context: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """One sentence to speak. `seed` settles everything random about it, whatever is spoken beside
     it; `greedy` takes the likeliest code every time.
+
+    `speaker`, `language`, `instruct` and `reference` are set only for a backbone that says in
+    `BackboneSpec.reads` that it heeds them.
     """
 
     text: str
     seed: int = 0
     greedy: bool = False
     max_seconds: float | None = None
+    speaker: str | None = None
+    language: str | None = None
+    instruct: str | None = None
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +161,8 @@ class BackboneSpec:
                   without codes
     prepared_by   recipe keys ("model.codec") that change prepared rows; training on rows made with
                   others is refused
+    reads         what it heeds of a Request besides the text, of "speaker", "language", "instruct"
+                  and "reference"
     datasets      data sets that the package embeds: name -> function of the recipe that lists the
                   entries
     tiny          settings with which two short clips are learnt by heart in seconds on a CPU and
@@ -157,6 +178,7 @@ class BackboneSpec:
     frame_rate: float | None = None
     codebooks: tuple[int, ...] | None = None
     prepared_by: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     datasets: Mapping[str, Callable[[Recipe[Any]], Iterable[Entry]]] = field(default_factory=dict)
     tiny: Callable[[Path], Sequence[str]] | None = None
     stacks: Sequence[Mapping[str, str]] = ()

@@ -17,6 +17,7 @@ from conftest import TINY, digit_sentences, sheen, write_folder
 from test_docs import commands as documented
 from test_docs import keys
 
+from sheen_cli.babble import speech
 from sheen_cli.cli import app
 
 SHEEN = [sys.executable, "-m", "sheen_cli"]
@@ -433,6 +434,23 @@ def test_damaged_files_of_ours_are_one_line(data: Path, tmp_path: Path) -> None:
     assert (
         json.loads(sheen("info", tmp_path / "odd.jsonl", "--json").stdout)["unreadable_codes"] == 2
     )
+
+
+def test_what_a_backbone_does_not_heed_is_refused(data: Path, tmp_path: Path) -> None:
+    run, wav = tmp_path / "run", tmp_path / "ref.wav"
+    sheen("train", "--recipe", "demo", "--data", data, "--out", run, *TINY)
+    soundfile.write(wav, speech("one two three", 16_000), 16_000)
+    synth = ["synth", run, "--text", "one", "-o", tmp_path / "out.wav"]
+    for flags in (["--speaker", "anna"], ["--language", "en"], ["--instruct", "slowly"]):
+        said = sheen(*synth, *flags, code=2).output
+        assert f"backbone 'demo' does not heed {flags[0]}; it heeds none of these" in said
+    assert "does not heed --ref" in sheen(*synth, "--ref", wav, code=2).output
+    assert "no such file" in sheen(*synth, "--ref", tmp_path / "no.wav", code=2).output
+    assert "--icl needs the words" in sheen(*synth, "--ref", wav, "--icl", code=2).output
+    assert "belong to a recording" in sheen(*synth, "--icl", code=2).output
+    wav.with_suffix(".txt").write_text("one two three\n")
+    assert "does not heed --ref" in sheen(*synth, "--ref", wav, "--icl", code=2).output
+    assert not (tmp_path / "out.wav").exists()
 
 
 def test_info_counts_what_was_refused(tmp_path: Path) -> None:
