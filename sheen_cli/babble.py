@@ -4,7 +4,7 @@ at hand.
 
 import numpy as np
 
-LETTER = 0.07  # seconds
+LETTER = 0.08  # seconds
 PITCH = 120.0  # Hz
 VOWELS = ((310, 2020), (360, 640), (440, 1020), (490, 1350), (600, 1720), (730, 1090))  # Hz
 

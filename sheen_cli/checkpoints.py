@@ -23,8 +23,7 @@ def write(folder: Path, recipe: Recipe[Any], artifacts: Path, fill: Callable[[Pa
     """
     with building(folder) as part:
         fill(part)
-        if artifacts.is_dir():
-            copy(artifacts, part / "artifacts")
+        copy(artifacts, part / "artifacts")
         save(recipe, part / "recipe.yaml")
         facts = {"format": FORMAT, "backbone": recipe.backbone, "files": digests(part)}
         write_json(part / MANIFEST, {**facts, "seal": seal(facts)})

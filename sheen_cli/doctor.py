@@ -193,6 +193,10 @@ def backbone(point: EntryPoint, seconds: float) -> Iterator[Check]:
         if facts["error"]:
             yield Check(name, False, facts["error"].removesuffix(f"; {remedy}"), remedy)
             return
+        if extra := unmet(plugins.package(point), facts["stacks"]):
+            fix = f'`pip install "{plugins.package(point)}[{extra}]"`'
+            yield Check(name, None, f"{where}: not tried, its extra is not installed", fix)
+            return
         yield stack(point.name, facts["stacks"])
         if not facts["tiny"]:
             yield Check(name, None, f"{where}: loads; it has no tiny settings, so it was not tried")
@@ -211,6 +215,17 @@ def done(name: str, where: str, facts: dict[str, Any], remedy: str) -> Check:
         f"{facts['sound']} s of sound"
     )
     return Check(name, True, text)
+
+
+def unmet(distribution: str, stacks: list[dict[str, str]]) -> str | None:
+    """The extra of a package that would bring what every tested stack of a backbone misses."""
+    missing = {package for each in stacks for package in each if installed(package) is None}
+    if not stacks or not all(missing & set(each) for each in stacks):
+        return None
+    for extra, wanted in absent(distribution).items():
+        if missing & {Requirement(each).name for each in wanted}:
+            return extra
+    return None
 
 
 def stack(backbone: str, stacks: list[dict[str, str]]) -> Check:

@@ -133,7 +133,7 @@ def building(folder: Path) -> Iterator[Path]:
 
 def copy(folder: Path, to: Path) -> None:
     """Copy a folder of files; unlike shutil.copytree, it ends with the OSError that it met."""
-    to.mkdir()
+    to.mkdir(exist_ok=True)
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             copy(path, to / path.name)

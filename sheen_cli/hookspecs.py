@@ -51,15 +51,16 @@ def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None) -> Batch
     """Build the tensors of a batch. Pure: equal arguments give equal tensors, in any process.
 
     Targets lie on the position that predicts them, so nothing is shifted later. `seed` is for
-    augmentation and is None in validation. `Batch.counts` gives the number of targets of every
-    term in `BackboneSpec.terms`.
+    augmentation; it is None in validation, and a row is then laid out as `synth` lays out a request
+    with the row's text and what `BackboneSpec.reads` names of it. `Batch.counts` gives the number
+    of targets of every term in `BackboneSpec.terms`.
     """
 
 
 @hookspec(firstresult=True)
 def load(recipe: Recipe[Any], checkpoint: Path | None) -> nn.Module:  # type: ignore[empty-body]
-    """Load a model that can train and speak: from a checkpoint folder alone, or, given None, the
-    recipe's base model.
+    """Load a model that can train and speak: from a checkpoint folder alone (an adapter also needs
+    the base that its recipe names), or, given None, the recipe's base model.
 
     Raises SheenError where there is no base model.
     """
@@ -78,7 +79,7 @@ def loss(recipe: Recipe[Any], model: nn.Module, batch: Batch, trace: bool) -> Lo
 @hookspec(firstresult=True)
 def train(recipe: Recipe[Any], run: Run) -> None:
     """Load or build the model (from `run.resume` when that is set) and hand it to `run.fit(model,
-    save)`.
+    save)`. The global generators are seeded by the recipe before.
     """
 
 

@@ -10,7 +10,17 @@ from typing import Any
 from sheen_cli import __version__, checkpoints, console, locks, rows
 from sheen_cli.backbones import Backbone
 from sheen_cli.errors import SheenError
-from sheen_cli.files import FORMAT, make, read_json, sha256, sweep, write_json
+from sheen_cli.files import (
+    FORMAT,
+    building,
+    copy,
+    digests,
+    make,
+    read_json,
+    sha256,
+    sweep,
+    write_json,
+)
 from sheen_cli.prepare import differences, flat, prepared_by
 from sheen_cli.recipe import Data, Recipe, read, save, validate
 from sheen_cli.rows import Rows
@@ -23,6 +33,7 @@ FREE = {
 }  # fmt: skip
 # What a folder may hold in which a run was killed before its run.json was there.
 BEGUN = {locks.LOCK, "recipe.yaml", ".recipe.yaml.part", ".run.json.part"}
+ARTIFACTS = "artifacts"
 
 
 def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume: bool) -> Path:
@@ -56,13 +67,14 @@ def work(
         if start is None:
             save(recipe, out / "recipe.yaml")
             write_json(out / "run.json", about(manifest))
+        take_over(data / ARTIFACTS, out / ARTIFACTS, manifest)
     parallel.wait_for_everyone()
     validation = data / "validation.jsonl"
     run = training.Run(
         recipe=recipe,
         backbone=backbone,
         folder=out,
-        artifacts=data / "artifacts",
+        artifacts=out / ARTIFACTS,
         rows=Rows(data / "train.jsonl", backbone.spec.codebooks),
         validation=Rows(validation, backbone.spec.codebooks) if validation.is_file() else None,
         resume=start,
@@ -70,7 +82,18 @@ def work(
     )
     if run.validation is None and parallel.is_main_process:
         console.say("no validation rows: best will be the last checkpoint")
+    training.seed(recipe)
     backbone.hook.train(recipe=recipe, run=run)
+
+
+def take_over(source: Path, target: Path, manifest: dict[str, Any]) -> None:
+    """Give the run its own copy of the artifacts, which go into every checkpoint: the data may be
+    prepared anew, or removed, while it trains.
+    """
+    if target.is_dir() and digests(target) == manifest["artifacts"]:
+        return
+    with building(target) as part:
+        copy(source, part)
 
 
 def check_data(data: Path, recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
@@ -99,6 +122,12 @@ def check_data(data: Path, recipe: Recipe[Any], backbone: Backbone) -> dict[str,
             )
         if sha256(path) != facts["sha256"]:
             raise SheenError(f"{path} was changed since it was prepared; prepare the data again")
+    if (found := digests(data / ARTIFACTS)) != manifest["artifacts"]:
+        names = sorted({*found, *manifest["artifacts"]})
+        wrong = next(n for n in names if found.get(n) != manifest["artifacts"].get(n))
+        raise SheenError(
+            f"{data / ARTIFACTS / wrong} was changed since it was prepared; prepare the data again"
+        )
     if "train" not in manifest["splits"]:
         raise SheenError(f"{data} holds no training rows")
     return manifest

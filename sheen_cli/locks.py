@@ -15,7 +15,7 @@ from typing import Any
 
 from sheen_cli import console
 from sheen_cli.errors import Busy
-from sheen_cli.files import make
+from sheen_cli.files import make, writing
 
 LOCK = ".lock"  # goes when its holder ends; one that a killed process left locks nobody out
 PATIENCE = 2.0  # seconds for a new holder to write down who it is
@@ -59,8 +59,9 @@ def gain(path: Path, folder: Path) -> int:
         try:
             lock(handle, folder)
             if current(handle, path):
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(ourselves()).encode(), 0)
+                with writing(path):
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, json.dumps(ourselves()).encode(), 0)
                 return handle
         except BaseException:
             os.close(handle)

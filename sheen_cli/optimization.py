@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -48,6 +48,19 @@ def default_groups(model: nn.Module) -> list[Group]:
     decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in tables]
     chosen = {id(p) for p in decayed}
     return [Group(decayed), Group([p for p in trainable if id(p) not in chosen], weight_decay=0.0)]
+
+
+def ordered(model: nn.Module, groups: Sequence[Group]) -> tuple[list[Group], list[list[str]]]:
+    """The groups with their parameters in the model's order, and their names. An optimizer's saved
+    state knows parameters by position alone, and a plugin may collect them in a set.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    place = {number: at for at, number in enumerate(names)}
+    sorted_groups = [
+        replace(group, parameters=sorted(group.parameters, key=lambda p: place.get(id(p), -1)))
+        for group in groups
+    ]
+    return sorted_groups, [[names.get(id(p), "?") for p in g.parameters] for g in sorted_groups]
 
 
 def adamw(groups: Sequence[Group], train: Train) -> torch.optim.AdamW:

@@ -38,7 +38,7 @@ class Child:
         self.errors: IO[bytes] | None = tempfile.TemporaryFile() if quiet else None  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sheen_cli.probe", job, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # whose end tells the child that we are gone
             stdout=subprocess.PIPE,
             stderr=self.errors,
             start_new_session=True,  # so that its own children end with it
@@ -93,6 +93,8 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         if self.errors is not None:
             self.errors.close()
 
@@ -129,8 +131,16 @@ JOBS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
 }
 
 
+def outlived(parent: int) -> None:
+    """End with the process that asked, however it ended; its own limit of time went with it."""
+    os.read(parent, 1)
+    os._exit(1)
+
+
 def main() -> None:
     """Do the job, answering on what was standard output; what plugins print goes to stderr."""
+    Thread(target=outlived, args=[os.dup(0)], daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
         job, *arguments = sys.argv[1:]

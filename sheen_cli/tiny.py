@@ -67,8 +67,9 @@ def step(name: str, folder: Path) -> dict[str, Any]:
         audio.write(
             data / "wavs" / f"{number}.wav", speech(text, spec.sample_rate), spec.sample_rate
         )
-    lines = [f"{number}.wav|{text}" for number, text in enumerate(TEXTS)]
-    write_text(data / "metadata.csv", "\n".join(["file_name|text", *lines, ""]))
+    lines = [f"{number}.wav|{text}|babble|en" for number, text in enumerate(TEXTS)]
+    header = "file_name|text|speaker|language"
+    write_text(data / "metadata.csv", "\n".join([header, *lines, ""]))
     base = folder / "base"
     base.mkdir()
     dataset = f"data.dataset={json.dumps(str(data))}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -28,6 +30,7 @@ from sheen_cli.optimization import (
     default_groups,
     finished,
     learning_rate,
+    ordered,
     total_steps,
 )
 from sheen_cli.recipe import Recipe, Train
@@ -36,6 +39,7 @@ from sheen_cli.types import Batch, Loss
 
 Save = Callable[[nn.Module, Path], None]
 LOG = "metrics.jsonl"
+PARAMETERS = "parameters.json"  # names, in the optimizer's order
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,13 @@ class Run:
         fit(self, model, save, groups if groups is not None else default_groups(model))
 
 
+def seed(recipe: Recipe[Any]) -> None:
+    """Before a backbone's `train`, so that what it builds is the same each time."""
+    random.seed(recipe.train.seed)
+    np.random.seed(recipe.train.seed)
+    torch.manual_seed(recipe.train.seed)
+
+
 def accelerator(train: Train) -> Accelerator:
     """The devices and the precision. Raises SheenError for what this trainer cannot do."""
     parallel = Accelerator(mixed_precision="no" if train.precision == "fp32" else train.precision)
@@ -72,11 +83,10 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
     train, parallel = run.recipe.train, run.accelerator
     progress = restore(run) if run.resume else Progress(ranks=parallel.num_processes)
     set_threads(run, model, progress)
+    groups, names = ordered(model, groups)
     optimizer = adamw(groups, train)
     if run.resume:
-        optimizer.load_state_dict(
-            torch.load(run.resume / checkpoints.STATE / "optimizer.pt", weights_only=True)
-        )
+        take_up(optimizer, names, run.resume / checkpoints.STATE)
     model, optimizer = parallel.prepare(model, optimizer)
     if run.resume and parallel.scaler is not None:
         scaler = torch.load(run.resume / checkpoints.STATE / "scaler.pt", weights_only=True)
@@ -99,14 +109,31 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
             if progress.step % run.recipe.log.every == 0:
                 log(run, progress, {**record, "learning_rate": rate})
             tick(progress.step, f"loss {record['loss']:.3f}")
-            validate_and_save(
-                run, model, optimizer, save, progress, last=finished(train, total, progress)
-            )
+            last = finished(train, total, progress)
+            validate_and_save(run, model, optimizer, names, save, progress, last)
     parallel.wait_for_everyone()
 
 
+def take_up(optimizer: torch.optim.Optimizer, names: list[list[str]], state: Path) -> None:
+    """Go on with a saved optimizer. Raises SheenError where it was another model's: torch maps by
+    position, checks no shape, and would write past the end.
+    """
+    if json.loads((state / PARAMETERS).read_text("utf-8")) != names:
+        raise SheenError(
+            f"{state.parent} was trained with other parameters than the backbone trains now; "
+            f"start a new run"
+        )
+    optimizer.load_state_dict(torch.load(state / "optimizer.pt", weights_only=True))
+
+
 def validate_and_save(
-    run: Run, model: nn.Module, optimizer: Any, save: Save, progress: Progress, last: bool
+    run: Run,
+    model: nn.Module,
+    optimizer: Any,
+    names: list[list[str]],
+    save: Save,
+    progress: Progress,
+    last: bool,
 ) -> None:
     """What is due after this step; a better validation loss, too, is a reason to save."""
     train, parallel = run.recipe.train, run.accelerator
@@ -131,6 +158,7 @@ def validate_and_save(
         state = folder / checkpoints.STATE
         state.mkdir()
         dump(optimizer.state_dict(), state / "optimizer.pt")
+        write_text(state / PARAMETERS, json.dumps(names))
         if parallel.scaler is not None:
             dump(parallel.scaler.state_dict(), state / "scaler.pt")
         write_text(state / "progress.json", json.dumps(asdict(progress)))

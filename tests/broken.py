@@ -16,7 +16,7 @@ from random import Random
 from sheen_cli import audio
 from sheen_cli.babble import speech
 
-SECONDS = 8  # for an import; PyTorch's own must fit in, on a busy machine
+SECONDS = 25  # for an import; PyTorch's own must fit in, on a busy machine
 
 WHOLE = """
 import sheen_cli
@@ -137,7 +137,7 @@ def recordings(folder: Path) -> Path:
     return folder
 
 
-def patient(folder: Path, name: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+def patient(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
     """Ask for a backbone that hangs, until sheen says so; it is stopped then, as by Ctrl-C's
     stronger brother, with code -9.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import sheen_bands as good
 import torch
 from safetensors.torch import load_file, save_file
@@ -53,7 +54,6 @@ def trained_as(voice: type[good.Voice]) -> tuple[Callable[..., Any], Callable[..
         return model
 
     def train(recipe: Recipe, run: Run) -> None:
-        torch.manual_seed(recipe.train.seed)
         run.fit(load(recipe, run.resume) if run.resume else voice(recipe.model.hidden), good.save)
 
     return load, train
@@ -195,7 +195,6 @@ def _with_frames(rows: Sequence[Row]) -> Batch:
 
 
 def _starts_anew(recipe: Recipe, run: Run) -> None:
-    torch.manual_seed(recipe.train.seed)
     run.fit(good.Voice(recipe.model.hidden), good.save)
 
 
@@ -211,7 +210,6 @@ def _loads_the_rest(recipe: Recipe, checkpoint: Path) -> good.Voice:
 
 
 def _trains_and_forgets(recipe: Recipe, run: Run) -> None:
-    torch.manual_seed(recipe.train.seed)
     model = _loads_the_rest(recipe, run.resume) if run.resume else good.Voice(recipe.model.hidden)
     run.fit(model, _forgets)
 
@@ -266,7 +264,73 @@ together = defective("together", named("synth", _padded))
 nll = defective("nll", spoken(same, _averaged))
 
 
-# --- no defect: a backbone without codes ---------------------------------------------------------
+# --- further defects, of rules that have one already ----------------------------------------------
+
+
+class Gained(good.Voice):
+    """What its sound is multiplied by is set where it is built, and not saved."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(hidden)
+        self.gain = 0.0
+
+
+def _gained(recipe: Recipe, run: Run) -> None:
+    model = Gained(recipe.model.hidden)
+    if run.resume:
+        model.load_state_dict(load_file(run.resume / "model.safetensors"))
+    model.gain = 1.0
+    run.fit(model, good.save)
+
+
+def _louder(model: Gained, requests: Iterable[Request], trace: bool) -> Iterator[Audio]:
+    for request in requests:
+        audio = good.speak(model, request, trace)
+        yield replace(audio, samples=audio.samples * np.float32(model.gain))
+
+
+def _counts_frames(rows: Sequence[Row]) -> Batch:
+    batch = good.collate(rows)
+    frames = batch.counts["levels"] // good.BANDS
+    return Batch(batch.inputs, {**batch.counts, "levels": frames})
+
+
+def _always_limited(request: Request) -> Request:
+    return replace(request, max_seconds=1.0 * request.max_seconds)
+
+
+def _with_speaker(rows: Sequence[Row]) -> Batch:
+    return good.collate([{**row, "text": f"{row['text']} {row['speaker']}"} for row in rows])
+
+
+def _first_speaker(rows: Sequence[Row]) -> Batch:
+    return _with_speaker([{**row, "speaker": rows[0]["speaker"]} for row in rows])
+
+
+def _by_speaker(request: Request) -> Request:
+    return replace(request, text=f"{request.text} {request.speaker}")
+
+
+silent = defective(
+    "silent", spoken(same, lambda audio: replace(audio, samples=np.zeros_like(audio.samples)))
+)
+mute_after_load = defective(
+    "mute_after_load", trained_as(Gained)[0], named("train", _gained), named("synth", _louder)
+)
+miscounted = defective("miscounted", named("collate", _counts_frames))
+not_a_number = defective(
+    "not_a_number",
+    spoken(same, lambda audio: replace(audio, nll=dict.fromkeys(audio.nll, float("nan")))),
+)
+limited = defective("limited", spoken(_always_limited, same))
+first_speaker = defective(
+    "first_speaker", named("collate", _first_speaker), spoken(_by_speaker, same), reads=("speaker",)
+)
+# --- no defect: voices by name; no codes ----------------------------------------------------------
+
+voices = defective(
+    "voices", named("collate", _with_speaker), spoken(_by_speaker, same), reads=("speaker",)
+)
 
 
 def _other_key(clips: Iterable[Clip]) -> Iterator[Row]:

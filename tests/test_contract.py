@@ -17,6 +17,18 @@ HERE = Path(__file__).parent
 BANDS = HERE / "third_party" / "sheen_bands"
 NAMES = [rule.name for rule in RULES]
 HEAVY = ("imports",)  # these have a module of their own
+# further defects of rules that have one: what breaks -> the rule that must say so
+FURTHER = {
+    "silent": "sound",
+    "mute_after_load": "reload",
+    "miscounted": "logits",
+    "not_a_number": "nll",
+    "limited": "learns",
+    "first_speaker": "order",
+}
+RIGHT = ("codeless", "voices")  # unlike the others, but right
+
+ALL = [*NAMES, *FURTHER, *RIGHT]
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +50,7 @@ def verdicts(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """What the kit says of every defective backbone; two processes share the work."""
     recipes = tmp_path_factory.mktemp("recipes")
     points = []
-    for name in (*NAMES, "codeless"):
+    for name in ALL:
         (recipes / f"{name}.yaml").write_text(f"backbone: {name}\ntrain: {{epochs: 1}}\n")
         points.append(f"{name} = {'defects_heavy' if name in HEAVY else 'defects'}:{name}")
     info = site / "sheen_defects-1.0.dist-info"
@@ -54,11 +66,7 @@ def verdicts(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         return [json.loads(line) for line in out.stdout.splitlines()]
 
     with ThreadPoolExecutor() as pool:
-        found = [
-            each
-            for some in pool.map(run, ([*NAMES[::2], "codeless"], NAMES[1::2]))
-            for each in some
-        ]
+        found = [each for some in pool.map(run, (ALL[::2], ALL[1::2])) for each in some]
     return {each["name"]: each for each in found}
 
 
@@ -68,6 +76,15 @@ def test_each_defect_breaks_its_rule_and_no_other(verdicts: dict[str, dict], nam
     assert list(broken) == [name], broken
     rule = next(rule for rule in RULES if rule.name == name)
     assert f"{name}: {rule.hook}: " in broken[name] and f"cause: {rule.cause}" in broken[name]
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_defects_break_one_rule(verdicts: dict[str, dict], name: str) -> None:
+    assert list(verdicts[name]["broken"]) == [FURTHER[name]], verdicts[name]["broken"]
+
+
+def test_voices_by_name_are_right(verdicts: dict[str, dict]) -> None:
+    assert verdicts["voices"] == {"name": "voices", "broken": {}, "not offered": []}
 
 
 def test_a_backbone_without_codes_is_judged_by_what_it_has(verdicts: dict[str, dict]) -> None:

@@ -3,37 +3,52 @@
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.core
 import typer.main
 
 from sheen_cli import errors
-from sheen_cli.backbones import resolve
+from sheen_cli.backbones import load, points
 from sheen_cli.cli import app
-from sheen_cli.recipe import Data, Log, Synth, Train, shipped
+from sheen_cli.recipe import Data, Log, Section, Synth, Train, shipped
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
+def fields(section: Any, prefix: str) -> dict[str, Any]:
+    """The default of every key of a section, and of the sections in it."""
+    found = {}
+    for name, field in section.model_fields.items():
+        found[f"{prefix}.{name}"] = field.default
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Section):
+                found |= fields(inner, f"{prefix}.{name}")
+    return found
+
+
 def test_every_recipe_key_is_documented_with_its_default() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
-    rows = dict(re.findall(r"^\| (`[^|]+`) \|([^|]*)\|", text, re.MULTILINE))
-    documented = {key for cell in rows for key in re.findall(r"`([^`]+)`", cell)}
-    sections = {"data": Data, "train": Train, "synth": Synth, "log": Log}
-    known = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}
-    options = resolve("demo", [])[1].spec.options
-    known |= {f"model.{key}" for key in options.model_fields} | {"backbone"}
-    assert documented == known
-    for name, section in (*sections.items(), ("model", options)):
-        for key, field in section.model_fields.items():
-            cell = rows.get(f"`{name}.{key}`", "").strip().strip("`")
-            if isinstance(field.default, bool):
-                assert cell == str(field.default).lower(), key
-            elif isinstance(field.default, (int, float)) and cell:
-                assert float(cell) == field.default, key
+    parts = re.split(r"^## `model` of the backbone `(.+)`$", text, flags=re.MULTILINE)
+    assert set(parts[1::2]) == {point.name for point in points()}
+    shared = {"data": Data, "train": Train, "synth": Synth, "log": Log}
+    known = [{"backbone": None}]
+    for name, section in shared.items():
+        known[0] |= fields(section, name)
+    known += [fields(load(name).spec.options, "model") for name in parts[1::2]]
+    for part, defaults in zip(parts[::2], known, strict=True):
+        rows = dict(re.findall(r"^\| (`[^|]+`) \|([^|]*)\|", part, re.MULTILINE))
+        assert {key for cell in rows for key in re.findall(r"`([^`]+)`", cell)} == set(defaults)
+        for key, default in defaults.items():
+            cell = rows.get(f"`{key}`", "").strip().strip("`")
+            if isinstance(default, bool):
+                assert cell == str(default).lower(), key
+            elif isinstance(default, (int, float)) and cell:
+                assert float(cell) == default, key
+            elif isinstance(default, str):
+                assert cell == default, key
 
 
 def commands() -> dict[str, str]:

@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,7 +44,7 @@ def test_each_way_to_damage_metadata_is_named_and_harms_nobody(tmp_path: Path) -
         "import json; from sheen_cli import plugins, backbones; import torch, transformers\n"
         "found = plugins.scan()[1]; assert plugins.scan()[1] == found\n"
         "print(json.dumps([str(each) for each in found]))\n"
-        "assert [point.name for point in plugins.points()] == ['demo']\n"
+        "assert {'demo', 'qwen3-tts'} <= {point.name for point in plugins.points()}\n"
         "assert backbones.load('demo').hook.describe(recipe=None)"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -243,3 +245,32 @@ def test_the_hooks_are_the_seven_and_documented() -> None:
     assert specs == set(HOOKS)
     for name in HOOKS:
         assert vars(hookspecs)[name].__doc__
+
+
+def test_a_listing_that_is_killed_takes_its_child_with_it(tmp_path: Path) -> None:
+    """Even one that imports a plugin without end."""
+    package = tmp_path / "endless"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import os, pathlib, time\n"
+        "pathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+        "while True: time.sleep(0.1)\n"
+    )
+    info = tmp_path / "endless-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: endless\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sheen]\na = endless\n")
+    command = [sys.executable, "-m", "sheen_cli", "plugins", "list"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path) as process:
+        wait_until((package / "pid").is_file)
+        process.kill()
+    child = int((package / "pid").read_text())
+    wait_until(lambda: not Path(f"/proc/{child}").exists())
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < limit
+        time.sleep(0.05)

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +18,19 @@ from conftest import TINY, sheen
 from safetensors.torch import load_file
 
 from sheen_cli import Batch, Recipe, Run, SheenError, checkpoints, jobs
-from sheen_cli.backbones import Backbone, resolve
+from sheen_cli.backbones import HOOKS, Backbone, resolve
 from sheen_cli.batching import MicroBatches, Place, cut, windows
 from sheen_cli.errors import NotFinite
 from sheen_cli.files import digests
 from sheen_cli.objective import total_loss, window_counts
-from sheen_cli.optimization import Group, Progress, adamw, default_groups, learning_rate
+from sheen_cli.optimization import (
+    Group,
+    Progress,
+    adamw,
+    default_groups,
+    learning_rate,
+    ordered,
+)
 from sheen_cli.recipe import Train
 from sheen_cli.rows import Rows
 from sheen_cli.training import optimize, validate
@@ -336,16 +346,21 @@ def test_a_run_that_ended_before_its_links_were_made_gets_them(data: Path, tmp_p
     assert (out / "best").is_dir() and (out / "last").is_dir()
 
 
+def reseal(folder: Path) -> None:
+    """Let a changed checkpoint look as if it had been written so."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {k: v for k, v in digests(folder).items() if k != "manifest.json"}
+    manifest["seal"] = checkpoints.seal({k: v for k, v in manifest.items() if k != "seal"})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_another_number_of_processes_does_not_resume(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(data, out)
     folder = (out / "last").resolve()
     progress = json.loads((folder / "training" / "progress.json").read_text())
     (folder / "training" / "progress.json").write_text(json.dumps({**progress, "ranks": 2}))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] = {k: v for k, v in digests(folder).items() if k != "manifest.json"}
-    manifest["seal"] = checkpoints.seal({k: v for k, v in manifest.items() if k != "seal"})
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    reseal(folder)
     with pytest.raises(SheenError, match="written by 2 processes, this is 1"):
         train(data, out, "train.max_steps=5", resume=True)
 
@@ -474,6 +489,42 @@ def test_groups_keep_their_own_rates() -> None:
     slow, fast = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     optimizer = adamw([Group([slow], 1e-5), Group([fast])], Train(max_steps=1, learning_rate=1e-3))
     assert [group["factor"] for group in optimizer.param_groups] == pytest.approx([0.01, 1.0])
+
+
+def test_the_optimizer_knows_parameters_by_name(data: Path, tmp_path: Path) -> None:
+    """A plugin may collect them in a set, whose order differs from one process to the next."""
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in "abc"})
+    groups = [Group(list(model.parameters())[::-1])]
+    (group,), names = ordered(model, groups)
+    assert names == [[name for name, _ in model.named_parameters()]]
+    assert [id(p) for p in group.parameters] == [id(p) for p in model.parameters()]
+    out = tmp_path / "run"
+    train(data, out)
+    path = (out / "last" / "training" / "parameters.json").resolve()
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps([saved[0][::-1], *saved[1:]]))
+    reseal(path.parent.parent)
+    with pytest.raises(SheenError, match="trained with other parameters"):
+        train(data, out, "train.max_steps=5", resume=True)
+
+
+def test_a_run_keeps_the_artifacts_that_it_began_with(data: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, copy)
+    recipe, backbone = resolve("demo", [*TINY, "train.save_every=1"])
+    real = backbone.hook.train
+
+    def train_while_it_vanishes(recipe: Recipe, run: Run) -> None:
+        (copy / "artifacts" / "pace.json").write_text("{}")
+        real(recipe=recipe, run=run)
+
+    hooks = SimpleNamespace(**{name: getattr(backbone.hook, name) for name in HOOKS})
+    hooks.train = train_while_it_vanishes
+    jobs.train(recipe, replace(backbone, hook=hooks), copy, out, resume=False)
+    for folder in out.glob("checkpoint-*"):
+        assert digests(folder / "artifacts") == digests(data / "artifacts")
+    with pytest.raises(SheenError, match=r"artifacts/pace.json was changed since it was prepared"):
+        train(copy, tmp_path / "other")
 
 
 def test_nothing_trainable_is_an_error() -> None:

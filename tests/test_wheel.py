@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PLUGINS = {path.name for path in (ROOT / "plugins").iterdir() if path.is_dir()}
 
 
 def test_the_wheel_in_a_clean_environment_starts_the_demo(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_the_wheel_in_a_clean_environment_starts_the_demo(tmp_path: Path) -> Non
     (wheel,) = tmp_path.glob("sheen_tts-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {"sheen_cli", "sheen_demo"} == {top for top in tops if "dist-info" not in top}
+    assert {top for top in tops if "dist-info" not in top} == {"sheen_cli", *PLUGINS}
     assert "sheen_cli/recipes/demo.yaml" in names and "sheen_demo/words/LICENSE.md" in names
     assert wheel.stat().st_size < 1_000_000
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import Field, PositiveInt, model_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -159,7 +158,6 @@ def loss(recipe: Recipe[Options], model: nn.Module, batch: Batch, trace: bool) -
 
 @hookimpl
 def train(recipe: Recipe[Options], run: Run) -> None:
-    torch.manual_seed(recipe.train.seed)
     run.fit(load(recipe, run.resume) if run.resume else build(recipe, run.artifacts), save)
 
 

@@ -27,8 +27,7 @@ def main() -> None:
     tell(**imported(task["name"]))
     folder = Path(task["checkpoint"])
     backbone = backbones.load(task["name"])
-    values = recipe.read(folder / "recipe.yaml")
-    resolved = recipe.validate(values, backbone.spec.options, str(folder))
+    resolved = recipe.validate(task["recipe"], backbone.spec.options, "the kit's recipe")
     batches = [
         (seed, backbone.hook.collate(recipe=resolved, rows=task["rows"], seed=seed))
         for seed in (None, 5)
@@ -45,6 +44,17 @@ def main() -> None:
             batch=sheen_cli.Batch(inputs, batch.counts),
             trace=True,
         )
+    asked = [
+        sheen_cli.Request(
+            row["text"],
+            greedy=True,
+            max_seconds=task["seconds"],
+            **{name: row[name] for name in ("speaker", "language") if name in backbone.spec.reads},
+        )
+        for row in task["rows"][:2]
+    ]
+    said = backbone.hook.synth(recipe=resolved, model=voice.model, requests=asked, trace=False)
+    tell(said=[(each.codes, each.samples) for each in said])
     tell(
         sums={name: float(term.sum) for name, term in loss.terms.items()},
         logits={name: value.float().cpu() for name, value in loss.logits.items()},

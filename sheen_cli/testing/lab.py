@@ -19,33 +19,35 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from sheen_cli import audio, backbones, rows, training
+from sheen_cli import backbones, rows, training
 from sheen_cli.babble import speech
 from sheen_cli.backbones import Backbone
 from sheen_cli.objective import total_loss
 from sheen_cli.optimization import Group, default_groups
-from sheen_cli.prepare import prepare
+from sheen_cli.prepare import Clips, prepare
 from sheen_cli.recipe import Recipe, override, validate
-from sheen_cli.types import Audio, Batch, Clip, Loss, Request, Row
+from sheen_cli.sources import Source
+from sheen_cli.types import Audio, Batch, Loss, Request, Row
 
-# (text, text whose babble is its sound). The last differs from the one before in nothing but its
-# text; the first two are learnt by heart.
+# (text, text whose babble is its sound, speaker). The last differs from the one before in nothing
+# but its text; the first two are learnt by heart.
 CLIPS = (
-    ("one two", "one two"),
-    ("three", "three"),
-    ("two three one", "two three one"),
-    ("four one", "four one"),
-    ("two one two three one four", "four one"),
+    ("one two", "one two", "ann"),
+    ("three six", "three six", "bob"),
+    ("two three one", "two three one", "ann"),
+    ("four one", "four one", "bob"),
+    ("two one two three one four", "four one", "bob"),
 )
 SHORT, LONG = 3, 4  # the two that sound the same
 SETTINGS = (
-    "data.validation=0", "data.min_seconds=0.05", "data.max_samples=null", "data.language=en",
+    "data.validation=0", "data.min_seconds=0.05", "data.max_samples=null",
     "train.max_minutes=null", "train.epochs=null", "train.max_steps=200", "train.batch_size=2",
     "train.accumulate=1", "train.bucket=1", "train.schedule=constant", "train.warmup_steps=0",
     "train.precision=fp32", "train.threads=null", "train.workers=0", "train.weight_decay=0",
     "train.save_every=100000", "train.validate_every=100000",
 )  # fmt: skip
 STEPS = 3  # an adapter that starts as zero lets its other half learn from the second step on
+PATIENCE = 1200  # seconds that the fresh process may take
 SECONDS = 0.6  # the longest speech of a rule that generates
 
 
@@ -103,21 +105,19 @@ class Lab:
         folder = self.folder / "babble"
         folder.mkdir()
         lines = []
-        for number, (text, sound) in enumerate(CLIPS):
+        for number, (text, sound, speaker) in enumerate(CLIPS):
             soundfile.write(folder / f"{number}.wav", speech(sound, rate), rate, subtype="FLOAT")
-            lines.append(json.dumps({"audio": f"{number}.wav", "text": text, "speaker": "kit"}))
+            facts = {"audio": f"{number}.wav", "text": text, "speaker": speaker, "language": "en"}
+            lines.append(json.dumps(facts))
         (folder / "babble.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
         return folder / "babble.jsonl"
 
     @cached_property
-    def clips(self) -> list[Clip]:
+    def clips(self) -> Clips:
         """The clips as the host hands them to `prepare`."""
-        rate = self.backbone.spec.sample_rate
-        return [
-            Clip(str(number), text, audio.load(self.folder / f"babble/{number}.wav", rate, 0, 60),
-                 rate, "kit", "en")
-            for number, (text, _) in enumerate(CLIPS)
-        ]  # fmt: skip
+        spec = self.backbone.spec
+        source = Source(self.recipe.data.dataset or "", self.recipe, spec)
+        return Clips(source, self.recipe, spec.sample_rate)
 
     @cached_property
     def data(self) -> Path:
@@ -173,6 +173,7 @@ class Lab:
             artifacts=self.data / "artifacts",
             rows=rows.Rows(path, self.backbone.spec.codebooks),
             validation=None,
+            accelerator=training.accelerator(recipe.train),
             resume=resume,
             only_build=only_build,
         )
@@ -180,6 +181,7 @@ class Lab:
     def train(self, run: Built) -> nn.Module:
         """Call the plugin's `train`; returns the very model that it trained, ready to speak."""
         run.folder.mkdir(exist_ok=True)
+        training.seed(run.recipe)
         self.backbone.hook.train(recipe=run.recipe, run=run)
         if len(run.built) != 1:
             raise TypeError(f"train() called run.fit {len(run.built)} times, not once")
@@ -227,6 +229,15 @@ class Lab:
 
     # --- speech ---------------------------------------------------------------------------------
 
+    def request(self, row: Row, **more: Any) -> Request:
+        """What asks for the row: its text and what the backbone heeds of the rest."""
+        heeded = {name: row[name] for name in ("speaker", "language") if name in self.reads}
+        return Request(row["text"], **heeded, **more)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.backbone.spec.reads
+
     def speak(self, requests: Sequence[Request], model: nn.Module | None = None) -> list[Audio]:
         hook = self.backbone.hook
         return list(
@@ -239,7 +250,7 @@ class Lab:
         found = []
         for number, row in enumerate(self.rows[:3]):
             for greedy in (False, True):
-                request = Request(row["text"], seed=number, greedy=greedy, max_seconds=SECONDS)
+                request = self.request(row, seed=number, greedy=greedy, max_seconds=SECONDS)
                 (said,) = self.speak([request])
                 if said.codes is not None and len(said.codes):
                     made = {**row, "audio_codes": said.codes.tolist()}
@@ -259,8 +270,14 @@ class Lab:
         place.parent.mkdir()
         if source.exists():
             shutil.copytree(source, place)
-        made = self.__dict__.get("rows", [])  # none, where `prepare` does not even make rows
-        task = {"name": self.name, "checkpoint": str(place), "rows": made, "answer": "answer"}
+        task = {
+            "name": self.name,
+            "recipe": self.recipe.model_dump(mode="json") if "resolved" in vars(self) else {},
+            "rows": vars(self).get("rows", []),  # none, where `prepare` does not even make rows
+            "checkpoint": str(place),
+            "seconds": SECONDS,
+            "answer": "answer",
+        }
         with self.out_of_reach(self.folder / "data", self.folder / "heart"):
             out = subprocess.run(
                 [sys.executable, "-m", "sheen_cli.testing.child"],
@@ -268,6 +285,7 @@ class Lab:
                 capture_output=True,
                 text=True,
                 cwd=place.parent,
+                timeout=PATIENCE,
                 env={**os.environ, "PYTHONHASHSEED": "4321"},
             )
         answer = place.parent / "answer"
@@ -288,7 +306,7 @@ class Lab:
 
 
 def measured(lab: Lab, model: nn.Module) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The losses and logits of the two clips that were learnt by heart."""
+    """The losses and logits of the two clips that were learnt by heart; the child does the same."""
     with torch.no_grad():
         loss = lab.loss(model.eval(), lab.collate(lab.rows[:2]), trace=True)
     sums = {name: float(term.sum) for name, term in loss.terms.items()}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sheen_cli import rows
-from sheen_cli.testing.lab import LONG, SHORT, Lab
+from sheen_cli.testing.lab import CLIPS, LONG, SHORT, Lab
 from sheen_cli.testing.report import Broken, NotOffered, rule
 from sheen_cli.types import Batch, Row, Skip
 
@@ -27,8 +27,8 @@ def prepared(lab: Lab) -> None:
     artifacts = lab.folder / "artifacts-again"
     artifacts.mkdir()
     again = list(lab.backbone.hook.prepare(recipe=lab.recipe, clips=lab.clips, artifacts=artifacts))
-    if len(again) != len(lab.clips):
-        raise Broken(f"{len(again)} rows and skips for {len(lab.clips)} clips")
+    if len(again) != len(CLIPS):
+        raise Broken(f"{len(again)} rows and skips for {len(CLIPS)} clips")
     if skips := [item for item in again if isinstance(item, Skip)]:
         raise Broken(f"refused a good clip: {skips[0].reason}: {skips[0].detail}")
     for number, row in enumerate(again):

@@ -1,12 +1,14 @@
 """Rules of `synth`: it is the model that was trained, step by step, and it keeps to its request."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from sheen_cli import rows
 from sheen_cli.testing.lab import SECONDS, Lab, Spoken
 from sheen_cli.testing.report import Broken, NotOffered, rule
-from sheen_cli.types import Audio, Request
+from sheen_cli.types import Audio
 
 NEAR = 1e-4  # of logits, absolute, float32
 LIKELY = 1e-3  # of summed negative log-likelihoods, absolute
@@ -19,14 +21,14 @@ LIKELY = 1e-3  # of summed negative log-likelihoods, absolute
 )
 def seeds(lab: Lab) -> None:
     """a request's seed settles what is said, whatever was said before it"""
-    ask = [Request(lab.rows[0]["text"], seed=seed, max_seconds=SECONDS) for seed in range(4)]
+    ask = [lab.request(lab.rows[0], seed=seed, max_seconds=SECONDS) for seed in range(4)]
     torch.manual_seed(1)
     (first,) = lab.speak(ask[:1])
     torch.manual_seed(2)
     (again,) = lab.speak(ask[:1])
     if not same(first, again):
         raise Broken("the same request said twice gives other codes or other sound")
-    greedy = Request(ask[0].text, greedy=True, max_seconds=SECONDS)
+    greedy = replace(ask[0], greedy=True)
     (likeliest,) = lab.speak([greedy])
     if not same(first, likeliest) and all(same(first, lab.speak([each])[0]) for each in ask[1:]):
         raise Broken("four seeds say the same, though not what greedy says: the seed is not used")
@@ -49,10 +51,12 @@ def coded(audio: Audio) -> np.ndarray:
 def sound(lab: Lab) -> None:
     """finite mono float32 at the declared rate, as long as its frames, one Audio a request"""
     spec = lab.backbone.spec
-    texts = [row["text"] for row in lab.rows[:2]]
-    found = lab.speak([Request(text, max_seconds=SECONDS) for text in texts])
-    if len(found) != len(texts):
-        raise Broken(f"{len(found)} answers to {len(texts)} requests")
+    ask = [
+        lab.request(row, seed=number, max_seconds=SECONDS) for number, row in enumerate(lab.rows)
+    ]
+    found = lab.speak(ask)
+    if len(found) != len(ask):
+        raise Broken(f"{len(found)} answers to {len(ask)} requests")
     for said in found:
         samples = said.samples
         if said.rate != spec.sample_rate:
@@ -73,6 +77,8 @@ def sound(lab: Lab) -> None:
                 f"{len(said.codes)} frames are {expected:.2f} s, the sound has "
                 f"{len(samples) / said.rate:.2f} s"
             )
+    if all(not np.ptp(said.samples) for said in found if len(said.samples)):
+        raise Broken("every sample of every speech has the same value: nothing is to be heard")
 
 
 @rule("synth", "max_seconds is not read, or counted in something else than seconds", "learns")
@@ -81,7 +87,7 @@ def limit(lab: Lab) -> None:
     row = lab.rows[0]  # which the learnt model says at its length
     frame = 1 / lab.backbone.spec.frame_rate if lab.backbone.spec.frame_rate else 0.05
     seconds = row["duration"] / 2
-    (said,) = lab.speak([Request(row["text"], greedy=True, max_seconds=seconds)], lab.learnt)
+    (said,) = lab.speak([lab.request(row, greedy=True, max_seconds=seconds)], lab.learnt)
     length = len(said.samples) / said.rate
     if abs(length - seconds) > 1.5 * frame:
         raise Broken(f"{length:.2f} s were said where {seconds:.2f} s were allowed")
@@ -97,7 +103,7 @@ def limit(lab: Lab) -> None:
 def together(lab: Lab) -> None:
     """sentences spoken at once are what they are alone"""
     ask = [
-        Request(row["text"], seed=number, greedy=number % 2 == 0, max_seconds=SECONDS)
+        lab.request(row, seed=number, greedy=number % 2 == 0, max_seconds=SECONDS)
         for number, row in enumerate(lab.rows)
     ]
     many = lab.speak(ask)
@@ -115,14 +121,15 @@ def together(lab: Lab) -> None:
     "collate, loss and synth",
     "training and synthesis build the prompt in two ways, or a frame is fed to the position that "
     "predicts it",
-    "targets seeds sound",
+    "targets text seeds sound",
 )
 def logits(lab: Lab) -> None:
     """teacher-forced logits are those of the loop that speaks, at every step"""
     for spoken in heard(lab):
         model = lab.model
+        batch = lab.collate([spoken.row])
         with torch.no_grad():
-            forced = lab.loss(model, lab.collate([spoken.row]), trace=True).logits
+            forced = lab.loss(model, batch, trace=True).logits
         if not forced or not spoken.audio.logits:
             raise NotOffered("no logits are returned with trace=True; nll alone is compared")
         for name, mine in forced.items():
@@ -130,6 +137,8 @@ def logits(lab: Lab) -> None:
             mine = mine.float().cpu()
             if mine.shape != said.shape:
                 raise Broken(f"'{name}': {tuple(mine.shape)} in loss, {tuple(said.shape)} in synth")
+            if len(mine) != batch.counts[name]:
+                raise Broken(f"'{name}': collate counts {batch.counts[name]}, loss has {len(mine)}")
             finite = torch.isfinite(mine)  # a choice that the model itself excludes is -inf
             gap = (mine - said)[finite].abs()
             if not torch.equal(finite, torch.isfinite(said)) or gap.max() > NEAR:
@@ -144,7 +153,7 @@ def logits(lab: Lab) -> None:
     "loss and synth",
     "a head is compared with another codebook's codes, a scale is inside the sum, or synth "
     "reports likelihoods after masks or temperature, or without the end",
-    "logits text",
+    "logits",
 )
 def nll(lab: Lab) -> None:
     """the loss of a row with synth's codes is the nll that synth reported, per term"""
@@ -154,7 +163,7 @@ def nll(lab: Lab) -> None:
             raise Broken(f"loss has {sorted(losses)}, nll has {sorted(spoken.audio.nll)}")
         for name, value in losses.items():
             reported = spoken.audio.nll[name]
-            if abs(value - reported) > LIKELY + 1e-5 * abs(value):
+            if not abs(value - reported) <= LIKELY + 1e-5 * abs(value):  # nor NaN
                 raise Broken(
                     f"'{name}' of {spoken.request.text!r} ({len(spoken.row['audio_codes'])} "
                     f"frames): loss {value:.4f}, nll {reported:.4f}"

@@ -2,16 +2,19 @@
 checkpoint holds, and that training teaches what synthesis says.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from sheen_cli import backbones
+from sheen_cli.audio import SILENT
 from sheen_cli.recipe import find, read
-from sheen_cli.testing.lab import Lab, measured
+from sheen_cli.testing.lab import SECONDS, Lab, measured
 from sheen_cli.testing.report import Broken, NotOffered, rule
 from sheen_cli.testing.rules_data import difference
 from sheen_cli.testing.rules_speech import NEAR, coded, limit
-from sheen_cli.types import API, Batch, Request
+from sheen_cli.types import API, Batch
 
 MODULES = 300  # that importing a plugin may bring, beyond torch's and sheen's own
 
@@ -38,6 +41,8 @@ def describe(lab: Lab) -> None:
     spec, recipe = lab.backbone.spec, lab.recipe
     if read(find(spec.recipe))["backbone"] != lab.name:
         raise Broken(f"its recipe '{spec.recipe}' is of another backbone")
+    if spec.tiny is None:
+        raise Broken("tiny is missing: without it this check would train the model at full size")
     if spec.sample_rate <= 0 or (spec.frame_rate is not None and spec.frame_rate <= 0):
         raise Broken(f"sample_rate is {spec.sample_rate}, frame_rate {spec.frame_rate}")
     if not spec.terms or len(set(spec.terms)) < len(spec.terms):
@@ -69,7 +74,7 @@ def resume(lab: Lab) -> None:
     parts = lab.train(lab.run("parts", ["train.max_steps=4"], resume=stopped))
     for (name, one), two in zip(whole.named_parameters(), parts.parameters(), strict=True):
         if not torch.equal(one, two):
-            gap = float((one - two).abs().max())
+            gap = float((one - two).detach().abs().max())
             raise Broken(f"'{name}' differs by {gap:.2g} after 2 + 2 steps from after 4")
 
 
@@ -83,8 +88,8 @@ def learns(lab: Lab) -> None:
     """two clips are learnt by heart, and greedy synthesis says their codes and ends"""
     learnt = lab.learnt
     for row in lab.rows[:2]:
-        seconds = row["duration"] * 2 + 1
-        (said,) = lab.speak([Request(row["text"], greedy=True, max_seconds=seconds)], learnt)
+        # without a limit, as `sheen synth` asks; the end that it learnt ends it
+        (said,) = lab.speak([lab.request(row, greedy=True)], learnt)
         if said.codes is None:
             raise NotOffered("the backbone returns no codes")
         wanted, found = np.asarray(row["audio_codes"]), coded(said)
@@ -95,6 +100,8 @@ def learns(lab: Lab) -> None:
                 f"{row['text']!r}: {len(found)} frames for {len(wanted)}, {right:.0%} of their "
                 f"codes right, stop is '{said.stop}'"
             )
+        if (peak := float(np.abs(said.samples).max())) < SILENT:
+            raise Broken(f"{row['text']!r} has the right codes and is silent (peak {peak:.1g})")
 
 
 @rule(
@@ -104,21 +111,29 @@ def learns(lab: Lab) -> None:
     "gradient",
 )
 def reload(lab: Lab) -> None:
-    """a fresh process with nothing but the checkpoint has the same losses and logits"""
+    """a fresh process with nothing but the checkpoint has the same losses, logits and speech"""
     sums, scores = measured(lab, lab.learnt)
     found = lab.elsewhere
     if "sums" not in found:
         raise Broken(f"the fresh process failed: {last_line(found['error'])}")
     for name, value in sums.items():
-        if abs(found["sums"][name] - value) > 1e-3 + 1e-4 * abs(value):
+        if not abs(found["sums"][name] - value) <= 1e-3 + 1e-4 * abs(value):  # nor NaN
             raise Broken(f"'{name}' is {value:.4f} here, {found['sums'][name]:.4f} after loading")
     for name, mine in scores.items():
         theirs = found["logits"].get(name)
         if theirs is None or theirs.shape != mine.shape:
             raise Broken(f"the logits of '{name}' have another shape after loading")
         finite = torch.isfinite(mine)
+        if not torch.equal(finite, torch.isfinite(theirs)):
+            raise Broken(f"the logits of '{name}' are infinite elsewhere after loading")
         if (gap := float((mine - theirs)[finite].abs().max())) > 10 * NEAR:
             raise Broken(f"the logits of '{name}' differ by up to {gap:.2g} after loading")
+    for row, (codes, samples) in zip(lab.rows, found["said"], strict=False):
+        (here,) = lab.speak([lab.request(row, greedy=True, max_seconds=SECONDS)], lab.learnt)
+        if not np.array_equal(coded(here), coded(replace(here, codes=codes))):
+            raise Broken(f"{row['text']!r} has other codes after loading")
+        if len(samples) != len(here.samples) or not np.allclose(samples, here.samples, atol=1e-4):
+            raise Broken(f"{row['text']!r} sounds otherwise after loading")
 
 
 def last_line(error: str) -> str:
@@ -132,7 +147,10 @@ def last_line(error: str) -> str:
 )
 def everywhere(lab: Lab) -> None:
     """another process makes the same tensors of the same rows"""
-    for seed, inputs, counts in lab.elsewhere.get("batches", ()):
+    found = lab.elsewhere
+    if "batches" not in found:
+        raise Broken(f"collate fails in a fresh process: {last_line(found['error'])}")
+    for seed, inputs, counts in found["batches"]:
         if name := difference(lab.collate(lab.rows, seed), Batch(inputs, counts)):
             raise Broken(f"'{name}' differs with seed {seed}")
 

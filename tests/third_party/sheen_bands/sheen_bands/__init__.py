@@ -162,7 +162,6 @@ def loss(model: nn.Module, batch: Batch, trace: bool) -> Loss:
 
 @hookimpl
 def train(recipe: Recipe[Options], run: Run) -> None:
-    torch.manual_seed(recipe.train.seed)
     run.fit(load(recipe, run.resume) if run.resume else Voice(recipe.model.hidden), save)
 
 

@@ -1,0 +1,222 @@
+"""Qwen3-TTS, the 12 Hz talker with 16 codebooks: fine-tuned exactly as it generates.
+
+The official trainer, and most that copied it, teach the frame after the next one; docs/qwen3-tts.md
+says how, and what is proved here instead.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from sheen_cli import (
+    Audio,
+    BackboneSpec,
+    Batch,
+    Clip,
+    Loss,
+    Recipe,
+    Request,
+    Row,
+    Run,
+    Section,
+    Skip,
+    Term,
+    hookimpl,
+)
+from sheen_qwen3_tts import stock
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sheen_qwen3_tts.model import Speech
+
+# Everything heavy is imported inside the hooks: listings import this module.
+
+RATE, FRAME = 24_000, 1_920
+
+
+class Lora(Section):
+    """Adapters on the talker's layers; the rest stays as it is."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+    mlp: bool = False  # on the layers' MLPs, too
+    subtalker: bool = False  # on the sub-talker's layers, too
+    projection: bool = True  # train the text projection, whole
+
+
+class Options(Section):
+    base: str = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"  # a folder or a Hub id
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    lora: Lora | None = None  # None: all weights are trained, but for what `freeze` names
+    freeze: tuple[str, ...] = ("model.text_embedding.*",)  # patterns of the talker's parameters
+    projection_learning_rate: PositiveFloat | None = None  # None: the recipe's
+    subtalker_weight: float = Field(0.3, ge=0)
+    named_language: float = Field(0.5, ge=0, le=1)  # share of rows whose language tag is named
+    streaming: float = Field(0.25, ge=0, le=1)  # share of rows with text and frames side by side
+    temperature: PositiveFloat = 0.9
+    top_k: int = Field(50, ge=0)  # 0: all
+    top_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: PositiveFloat = 1.05
+
+
+@hookimpl
+def describe(recipe: Recipe[Options] | None) -> BackboneSpec:
+    books: tuple[int, ...] | None = (2048,) * 16
+    if recipe is not None and Path(recipe.model.base).is_dir():
+        from sheen_qwen3_tts import base, codec
+
+        books = codec.shape(base.read(base.local(recipe.model.base)))
+    return BackboneSpec(
+        options=Options,
+        sample_rate=RATE,
+        terms=("talker", "subtalker"),
+        recipe="qwen3tts-lora",
+        frame_rate=RATE / FRAME,
+        codebooks=books,
+        prepared_by=("model.base",),
+        reads=("speaker", "language", "instruct", "reference"),
+        tiny=tiny,
+        stacks=stock.STACKS,
+    )
+
+
+def tiny(folder: Path) -> Sequence[str]:
+    from sheen_qwen3_tts import miniature
+
+    return [f"model.base={miniature.build(folder)}", *miniature.SETTINGS]
+
+
+@hookimpl
+def prepare(
+    recipe: Recipe[Options], clips: Iterable[Clip], artifacts: Path
+) -> Iterator[Row | Skip]:
+    """Voices first, one vector for each speaker: the mean over the clips that are trained on."""
+    import torch
+
+    from sheen_qwen3_tts import base, checkpoint, codec
+
+    folder = base.local(recipe.model.base)
+    encoder, sums = codec.speaker_encoder(folder), dict[str, list[Any]]()
+    for clip in clips:
+        if clip.split in (None, "train") and len(clip.audio) >= codec.SHORTEST:
+            found = sums.setdefault(voice_of(clip.speaker), [torch.zeros(()), 0])
+            found[0], found[1] = found[0] + codec.vector(encoder, clip.audio), found[1] + 1
+    voices = {name: total / count for name, (total, count) in sorted(sums.items())}
+    checkpoint.save_voices(voices, artifacts)
+    numbers, spoken = {name: number for number, name in enumerate(voices)}, codec.load(folder)
+    for clip in clips:
+        name = voice_of(clip.speaker)
+        if name not in numbers:
+            yield Skip("unknown-voice", f"no training clip of '{name}' is long enough")
+            continue
+        codes = codec.encode(spoken, clip.audio)
+        if codec.constant(codes):
+            yield Skip("constant-codes", "the codec hears the same in every frame")
+            continue
+        yield {"audio_codes": codes.tolist(), "voice": numbers[name]}
+
+
+def voice_of(speaker: str | None) -> str:
+    """The name of a row's voice; inference looks names up in lower case."""
+    return (speaker or "speaker").strip().lower()
+
+
+@hookimpl
+def collate(recipe: Recipe[Options], rows: Sequence[Row], seed: int | None) -> Batch:
+    from sheen_qwen3_tts import base, batches
+
+    options = recipe.model
+    mix = batches.drawn(seed, len(rows), options.named_language, options.streaming)
+    return batches.collate(base.read(base.local(options.base)), rows, mix)
+
+
+@hookimpl
+def load(recipe: Recipe[Options], checkpoint: Path | None) -> "Speech":
+    from sheen_qwen3_tts import base, model
+    from sheen_qwen3_tts import checkpoint as saved
+
+    options = recipe.model
+    if checkpoint is None:
+        return model.load(base.local(options.base), {}, options.attention)
+    voices = saved.load_voices(checkpoint / "artifacts")
+    if not (checkpoint / saved.ADAPTER).is_file():
+        return model.load(checkpoint, voices, options.attention)
+    speech = model.load(base.local(options.base), voices, options.attention)
+    names = adapted(speech, recipe)
+    saved.load_adapter(speech, checkpoint, set(names))
+    return speech
+
+
+def adapted(speech: "Speech", recipe: Recipe[Options]) -> list[str]:
+    """Attach the recipe's adapters; the names of all that is then trained."""
+    from sheen_qwen3_tts import adapters
+
+    lora = recipe.model.lora
+    assert lora is not None
+    pattern = adapters.targets(lora.mlp, lora.subtalker)
+    adapters.attach(speech, lora.rank, lora.alpha, lora.dropout, pattern)
+    if lora.projection:
+        speech.talker.text_projection.requires_grad_(True)
+    return [name for name, p in speech.talker.named_parameters() if p.requires_grad]
+
+
+@hookimpl
+def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool) -> Loss:
+    from torch.nn.functional import cross_entropy
+
+    from sheen_qwen3_tts.layout import IGNORE
+
+    targets = batch.inputs["targets"]
+    first, inner = model(**batch.inputs)
+    wanted = targets[..., 0][targets[..., 0] != IGNORE]
+    codes = targets[targets[..., 1] != IGNORE][:, 1:]
+    talker = cross_entropy(first.float(), wanted, reduction="none")
+    heads = cross_entropy(inner.float().flatten(0, 1), codes.flatten(), reduction="none")
+    heads = heads.view(codes.shape)
+    parts = {
+        f"head_{number}": (heads[:, number - 1].detach().sum(), len(heads))
+        for number in range(1, heads.shape[1] + 1)
+    }
+    ends = targets[..., 1] == IGNORE  # of the rows that are asked, those of the ends
+    ends = ends[targets[..., 0] != IGNORE]
+    parts["end_probability"] = ((-talker[ends]).exp().detach().sum(), int(ends.sum()))
+    return Loss(
+        {
+            "talker": Term(talker.sum()),
+            "subtalker": Term(heads.sum(), recipe.model.subtalker_weight),
+        },
+        parts,
+        {"talker": first, "subtalker": inner.flatten(0, 1)} if trace else {},
+    )
+
+
+@hookimpl
+def train(recipe: Recipe[Options], run: Run) -> None:
+    from sheen_qwen3_tts import adapters, base, model
+    from sheen_qwen3_tts import checkpoint as saved
+
+    options = recipe.model
+    if run.resume:
+        speech = load(recipe, run.resume)
+    else:
+        voices = saved.load_voices(run.artifacts)
+        speech = model.load(base.local(options.base), voices, options.attention)
+        if options.lora:
+            adapted(speech, recipe)
+    if options.lora is None:
+        adapters.freeze(speech, options.freeze)
+    save = saved.save_whole if options.lora is None else saved.save_adapter
+    run.fit(speech, cast(Any, save), adapters.groups(speech, options.projection_learning_rate))
+
+
+@hookimpl
+def synth(
+    recipe: Recipe[Options], model: "Speech", requests: Iterable[Request], trace: bool
+) -> Iterator[Audio]:
+    from sheen_qwen3_tts import voice
+
+    yield from voice.speak(recipe.model, model, list(requests), trace)

@@ -1,0 +1,124 @@
+"""A Qwen3-TTS folder as its own files describe it: control ids, languages, voices, text tokens.
+
+The raw config.json is read, never the library's config class, which cannot be saved and read back.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sheen_cli import SheenError
+from sheen_qwen3_tts import stock
+from sheen_qwen3_tts.layout import Ids, Tokens
+
+ROLE = "<|im_start|>assistant\n"
+NEEDED = ("config.json", "model.safetensors", "generation_config.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Base:
+    """One folder. `vocabulary` counts the rows of the talker's codec table; `codes` of them, the
+    first, are audio codes; the last 1024 are for control and voices.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tokenizer: Any
+    ids: Ids
+
+    @property
+    def talker(self) -> Mapping[str, Any]:
+        values: Mapping[str, Any] = self.config["talker_config"]
+        return values
+
+    @property
+    def codes(self) -> int:
+        """Audio codes of each codebook."""
+        return int(self.talker["code_predictor_config"]["vocab_size"])
+
+    @property
+    def languages(self) -> dict[str, int]:
+        return dict(self.talker["codec_language_id"] or {})
+
+    @property
+    def voices(self) -> dict[str, int]:
+        return dict(self.talker["spk_id"] or {})
+
+    def tokens(self, text: str) -> Tokens:
+        """As the stock wrapper tokenises for this very folder."""
+        return tuple(self.tokenizer(text=text)["input_ids"][0])
+
+    def words(self, text: str) -> Tokens:
+        """The tokens of a transcript, cut out of its template as inference cuts them."""
+        return self.tokens(f"{ROLE}{text.strip()}<|im_end|>\n{ROLE}")[3:-5]
+
+    def said(self, text: str) -> Tokens:
+        """The tokens of a reference's transcript."""
+        return self.tokens(f"{ROLE}{text.strip()}<|im_end|>\n")[3:-2]
+
+    def instruction(self, text: str) -> Tokens:
+        return self.tokens(f"<|im_start|>user\n{text.strip()}<|im_end|>\n")
+
+    def language(self, name: str | None) -> int | None:
+        """The tag's id of a language by name or ISO code; None for auto and for one it lacks."""
+        if name is None:
+            return None
+        plain = name.strip().lower()
+        return self.languages.get(ISO.get(plain.partition("-")[0], plain))
+
+
+# The languages of the released checkpoints, by ISO 639-1.
+ISO = {
+    "zh": "chinese", "en": "english", "de": "german", "es": "spanish", "ja": "japanese",
+    "fr": "french", "ko": "korean", "ru": "russian", "it": "italian", "pt": "portuguese",
+}  # fmt: skip
+
+
+def local(place: str) -> Path:
+    """The folder of a base given as a folder or a Hub id, which is downloaded once: the text
+    tokenizer depends on where its files lie. Raises SheenError.
+    """
+    if Path(place).is_dir():
+        return Path(place).resolve()
+    if place.count("/") != 1 or place.startswith((".", "/", "~")):
+        raise SheenError(f"model.base={place}: neither a folder nor a Hub id of the form USER/NAME")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(place))
+    except LocalEntryNotFoundError as error:
+        raise SheenError(
+            f"model.base={place} is not on this machine and cannot be downloaded now: {error}"
+        ) from None
+    except HfHubHTTPError as error:
+        raise SheenError(f"model.base={place} cannot be downloaded: {error}") from None
+
+
+@cache
+def read(folder: Path) -> Base:
+    """Open a folder. Raises SheenError where it is no Qwen3-TTS checkpoint of the 12 Hz codec."""
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if not (folder / "speech_tokenizer" / "config.json").is_file():
+        missing.append("speech_tokenizer/config.json")
+    if missing:
+        raise SheenError(f"{folder} is no Qwen3-TTS checkpoint: {', '.join(missing)} is missing")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if config.get("tokenizer_type") != "qwen3_tts_tokenizer_12hz":
+        raise SheenError(
+            f"{folder} has the codec {config.get('tokenizer_type')}, not the 12 Hz one"
+        )
+    stock.load()
+    from qwen_tts.core.models import Qwen3TTSConfig, Qwen3TTSProcessor
+    from transformers import AutoConfig, AutoProcessor
+
+    AutoConfig.register("qwen3_tts", Qwen3TTSConfig, exist_ok=True)
+    AutoProcessor.register(Qwen3TTSConfig, Qwen3TTSProcessor, exist_ok=True)
+    tokenizer = AutoProcessor.from_pretrained(folder, fix_mistral_regex=True)
+    role = tokenizer(text=ROLE)["input_ids"][0]
+    if len(role) != 3:
+        raise SheenError(f"{folder}: its tokenizer makes {len(role)} tokens of the role, not 3")
+    return Base(folder, config, tokenizer, Ids.of(config, role))

@@ -1,0 +1,73 @@
+"""The stock package, qwen_tts: which versions of it are proved, and its import without torchaudio.
+
+Three distributions share the import name, so it is the distribution that is looked at.
+"""
+
+import sys
+import types
+from functools import cache
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sheen_cli import SheenError
+
+STACKS = (
+    {"qwen-tts": "==0.1.1", "transformers": "==4.57.3"},
+    {"qwen-tts-hf": "==0.1.1.post1", "transformers": ">=5.15.1,<5.16"},
+)
+
+
+@cache
+def load() -> Any:
+    """The module `qwen_tts`. Raises SheenError where it is missing or no proved pair."""
+    found = {name: installed(name) for stack in STACKS for name in stack}
+    if not any(fits(stack, found) for stack in STACKS):
+        there = ", ".join(f"{name} {number}" for name, number in found.items() if number) or "none"
+        pairs = " or ".join(
+            " with ".join(f"{name}{wanted}" for name, wanted in stack.items()) for stack in STACKS
+        )
+        raise SheenError(
+            f'Qwen3-TTS needs {pairs}; installed: {there}. Run `pip install "sheen-tts[qwen3-tts]"`'
+        )
+    without_torchaudio()
+    import qwen_tts
+
+    return qwen_tts
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def fits(stack: dict[str, str], found: dict[str, str | None]) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return all(
+        found[name] is not None and SpecifierSet(wanted).contains(found[name] or "")
+        for name, wanted in stack.items()
+    )
+
+
+def without_torchaudio() -> None:
+    """Put empty modules where torchaudio cannot be loaded: only the 25 Hz codec calls it, but the
+    package imports it whatever codec is used.
+    """
+    try:
+        import torchaudio.compliance.kaldi  # noqa: F401
+    except Exception:  # missing, or built for another torch: an OSError from its library
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+        names = ("", ".compliance", ".compliance.kaldi", ".transforms", ".functional")
+        for name in names:
+            full = f"torchaudio{name}"
+            module: Any = types.ModuleType(full)
+            module.__spec__, module.__path__ = ModuleSpec(full, None), []
+            sys.modules[full] = module
+            parent, _, child = full.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, module)
+        sys.modules["torchaudio"].__dict__["__version__"] = "0"

@@ -1,0 +1,172 @@
+"""Qwen3-TTS through the tool, on a tiny base of the real architecture: the contract, the commands,
+checkpoints that the stock package loads.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import sheen
+from safetensors.torch import load_file, save_file
+
+from sheen_cli import SheenError, checkpoints
+from sheen_cli.babble import speech
+from sheen_cli.rows import Rows
+from sheen_cli.synthesis import Voice
+from sheen_cli.testing import contract
+from sheen_qwen3_tts import base, checkpoint, codec, miniature, stock
+
+TEXTS = ("one two", "three four five", "six", "seven eight", "nine ten one", "two three")
+SHORT = ["--max-steps", "3", "train.precision=fp32", "train.batch_size=2", "log.every=1"]
+
+test_contract = contract("qwen3-tts")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base, a data set of two voices, its rows, and a run of each recipe."""
+    home = tmp_path_factory.mktemp("qwen3")
+    miniature.build(home / "base")
+    (home / "set").mkdir()
+    with (home / "set" / "metadata.csv").open("w", newline="") as stream:
+        table = csv.writer(stream, delimiter="|")
+        table.writerow(["file_name", "text", "speaker", "language"])
+        for number, text in enumerate(TEXTS):
+            soundfile.write(home / "set" / f"{number}.wav", speech(text, 22_050), 22_050)
+            language = ("en", "German", "ha")[number % 3]
+            table.writerow([f"{number}.wav", text, ("Anna", "Bo")[number % 2], language])
+    model = f"model.base={home / 'base'}"
+    sheen("prepare", "--recipe", "qwen3tts-lora", "--dataset", home / "set", "--out", home / "data",
+          model, "data.validation=0.2")  # fmt: skip
+    for name in ("full", "lora"):
+        run = ["--recipe", f"qwen3tts-{name}", "--data", home / "data", "--out", home / name]
+        sheen("train", *run, *SHORT, model)
+    return home
+
+
+def test_rows_hold_whole_frames_and_a_number_of_a_voice(home: Path) -> None:
+    for row in Rows(home / "data" / "train.jsonl"):
+        assert len(row["audio_codes"]) == -(-round(row["duration"] * 24_000) // 1_920)
+        assert row["voice"] == ["Anna", "Bo"].index(row["speaker"])
+    voices = checkpoint.load_voices(home / "data" / "artifacts")
+    assert list(voices) == ["anna", "bo"]
+    encoder = codec.speaker_encoder(home / "base")
+    trained = [row for row in Rows(home / "data" / "train.jsonl") if row["speaker"] == "Anna"]
+    sounds = [speech(row["text"], 22_050) for row in trained]
+    assert len(sounds) > 1 and not torch.equal(voices["anna"], voices["bo"])
+    assert voices["anna"].shape == codec.vector(encoder, sounds[0]).shape == (16,)
+
+
+def test_a_whole_checkpoint_is_one_of_the_stock_package(home: Path) -> None:
+    best = (home / "full" / "best").resolve()
+    theirs = stock.load().Qwen3TTSModel.from_pretrained(str(best))
+    ours, start = load_file(best / "model.safetensors"), load_file(home / "base/model.safetensors")
+    assert set(ours) == set(start)
+    for name, tensor in theirs.model.state_dict().items():
+        assert torch.equal(tensor, ours[name])
+    moved = {name for name in ours if not torch.equal(ours[name], start[name])}
+    assert "talker.model.text_embedding.weight" not in moved  # frozen by default
+    assert not any(name.startswith("speaker_encoder.") for name in moved)
+    assert {name.split(".")[1] for name in moved} == {
+        "model", "text_projection", "codec_head", "code_predictor",
+    }  # fmt: skip
+    sound = speech("one two three", 24_000)
+    (said,), rate = theirs.generate_voice_clone(
+        "one", "english", (sound, 24_000), x_vector_only_mode=True, max_new_tokens=6
+    )
+    assert rate == 24_000 and np.isfinite(said).all()
+    assert (best / "config.json").read_text() == (home / "base" / "config.json").read_text()
+    linked = best / "speech_tokenizer" / "model.safetensors"
+    assert linked.stat().st_ino == (home / "base/speech_tokenizer/model.safetensors").stat().st_ino
+
+
+def test_training_texts_are_tokenised_as_the_export_will(home: Path) -> None:
+    for text in ("McDonald says: iPhone!", "हिन्दी ไทย مُدَرِّس"):
+        assert base.read(home / "base").words(text) == base.read(home / "full/best").words(text)
+
+
+def test_an_adapter_holds_all_that_was_trained_and_nothing_else(home: Path) -> None:
+    best = (home / "lora" / "best").resolve()
+    state = load_file(best / checkpoint.ADAPTER)
+    kinds = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in state if ".lora_" in name}
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    whole = [name for name in state if ".lora_" not in name]
+    assert whole and all(name.startswith("text_projection.") for name in whole)
+    assert not (best / "model.safetensors").exists()
+    start = load_file(home / "base" / "model.safetensors")
+    assert any(not torch.equal(state[name], start[f"talker.{name}"]) for name in whole)
+
+
+def test_an_adapter_that_lacks_a_tensor_is_refused(home: Path, tmp_path: Path) -> None:
+    voice = Voice(home / "lora")
+    state = load_file(home / "lora" / "best" / checkpoint.ADAPTER)
+    name = next(iter(state))
+    save_file({**{k: v for k, v in state.items() if k != name}, "x": state[name]},
+              tmp_path / checkpoint.ADAPTER)  # fmt: skip
+    with pytest.raises(SheenError, match=rf"lacks \['{name}'\] and has \['x'\]"):
+        checkpoint.load_adapter(voice.model, tmp_path, set(state))
+
+
+def said(home: Path, run: str, *arguments: object, code: int = 0) -> str:
+    out = home / "out.wav"
+    result = sheen("synth", home / run, "--text", "one", "-o", out, "--max-seconds", "0.6",
+                   *arguments, code=code)  # fmt: skip
+    return result.output
+
+
+@pytest.mark.parametrize("run", ["full", "lora"])
+def test_every_way_to_choose_a_voice(home: Path, run: str) -> None:
+    wav = home / f"ref-{run}.wav"
+    soundfile.write(wav, speech("nine ten", 44_100), 44_100)
+    assert "give --speaker (it has anna, bo) or --ref" in said(home, run, code=2)
+    assert "no voice 'eve'; it has anna, bo" in said(home, run, "--speaker", "Eve", code=2)
+    assert "no language 'ha'" in said(home, run, "--speaker", "bo", "--language", "ha", code=2)
+    facts: dict[str, Any] = {}
+    for name, arguments in {
+        "anna": ["--speaker", "ANNA"],
+        "bo": ["--speaker", "bo"],
+        "named": ["--speaker", "bo", "--language", "en"],
+        "instructed": ["--speaker", "bo", "--instruct", "Slowly."],
+        "x-vector": ["--ref", wav],
+        "icl": ["--ref", wav, "--icl", "--ref-text", "nine ten"],
+    }.items():
+        line = said(home, run, *arguments, "--greedy", "--json").splitlines()[-1]
+        facts[name] = json.loads(line)
+        sound, rate = soundfile.read(home / "out.wav")
+        assert rate == 24_000 and len(sound) == facts[name]["frames"] * 1_920 > 0
+    del facts["anna"]  # random weights hear two babbling voices as almost one
+    found = [json.dumps(each["nll"]) for each in facts.values()]
+    assert len(set(found)) == len(found)  # each was conditioned otherwise
+    assert "taking the voice of --ref (x-vector)" in said(home, run, "--ref", wav)
+    assert "--icl needs the words" in said(home, run, "--ref", wav, "--icl", code=2)
+
+
+def test_what_the_log_says_of_each_head(home: Path) -> None:
+    first = json.loads((home / "full" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {f"head_{number}" for number in range(1, 16)} <= set(first)
+    heads = np.mean([first[f"head_{number}"] for number in range(1, 16)])
+    assert first["loss_subtalker"] == pytest.approx(heads, rel=1e-5)
+    assert first["loss"] == pytest.approx(first["loss_talker"] + 0.3 * first["loss_subtalker"])
+    assert 0 < first["end_probability"] < 1
+
+
+def test_a_base_that_is_none_is_named(tmp_path: Path, home: Path) -> None:
+    prepare = ["prepare", "--recipe", "qwen3tts-lora", "--dataset", home / "set"]
+    prepare += ["--out", tmp_path / "data"]
+    (tmp_path / "empty").mkdir()
+    said = sheen(*prepare, f"model.base={tmp_path / 'empty'}", code=2).output
+    assert "is no Qwen3-TTS checkpoint: config.json" in said
+    said = sheen(*prepare, f"model.base={tmp_path / 'nowhere'}", code=2).output
+    assert "neither a folder nor a Hub id" in said
+    assert checkpoints.check(home / "full" / "best") is None
+
+
+def test_a_pattern_that_freezes_nothing_is_refused(home: Path, tmp_path: Path) -> None:
+    train = ["train", "--recipe", "qwen3tts-full", "--data", home / "data", "--out", tmp_path / "r"]
+    freeze = ["model.freeze=[text_embeding.*]", f"model.base={home / 'base'}"]
+    assert "no parameter of the talker is named" in sheen(*train, *SHORT, *freeze, code=2).output
