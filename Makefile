@@ -10,7 +10,7 @@ demo: $(READY)
 	@echo "(sheen is $(BIN)/sheen here)"
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(READY) lint
 	$(BIN)/python -m pytest

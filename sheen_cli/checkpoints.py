@@ -4,6 +4,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,22 @@ def write(folder: Path, recipe: Recipe[Any], artifacts: Path, fill: Callable[[Pa
     """
     with building(folder) as part:
         fill(part)
+        share(part)
         copy(artifacts, part / "artifacts")
         save(recipe, part / "recipe.yaml")
         facts = {"format": FORMAT, "backbone": recipe.backbone, "files": digests(part)}
         write_json(part / MANIFEST, {**facts, "seal": seal(facts)})
+
+
+def share(folder: Path) -> None:
+    """Let others read what the user's umask lets them: safetensors writes for the owner alone. What
+    is linked to elsewhere stays as it is.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_nlink == 1:
+            path.chmod(0o666 & ~mask)
 
 
 def seal(facts: dict[str, Any]) -> str:
@@ -115,9 +128,18 @@ def resolve(path: Path) -> Path:
     anything else, and for one in which as much as a bit of what is about to be read has changed.
     """
     if not path.exists():
-        raise SheenError(f"no checkpoint at {path}")
+        there = ", ".join(each.name for each in listed(path.parent)) if path.parent.is_dir() else ""
+        raise SheenError(f"no checkpoint at {path}" + (f"; there are {there}" if there else ""))
     if not (path / MANIFEST).is_file() and (path / "best").exists():
         path = path / "best"
     if problem := check(path, state=False):
-        raise SheenError(f"{path} is not a usable checkpoint: {problem}")
+        raise SheenError(f"{path} is not a usable checkpoint: {problem}{instead(path)}")
     return path.resolve()
+
+
+def instead(path: Path) -> str:
+    """The newest whole checkpoint beside a damaged one, for its message."""
+    for other in reversed(listed(path.resolve().parent)):
+        if other != path.resolve() and check(other, state=False) is None:
+            return f"; {other} is whole"
+    return ""

@@ -158,7 +158,9 @@ def info(
 def train(
     settings: Settings = None,
     recipe: RecipeName = None,
-    data: Annotated[Path, typer.Option(help="A prepared data folder.")] = Path("data"),
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared folder; data, or what a resumed run used.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; runs/RECIPE by default.")
     ] = None,
@@ -180,6 +182,8 @@ def train(
     from sheen_cli.info import describe
     from sheen_cli.rows import manifest
 
+    if data is None:
+        data = (jobs.data_of(out) if resume and out is not None else None) or Path("data")
     if recipe is None and resume and out is not None and (out / "recipe.yaml").is_file():
         recipe = str(out / "recipe.yaml")
     elif recipe is None:
@@ -209,7 +213,7 @@ def synth(
             help="A checkpoint or run (the newest run's best by default) and recipe settings.",
         ),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="What to say.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="What to say; may be repeated.")] = None,
     text_file: Annotated[Path | None, typer.Option(help="A file with a sentence a line.")] = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The WAV file; numbered for several sentences.")
@@ -242,7 +246,7 @@ def synth(
     from sheen_cli import synthesis
     from sheen_cli.types import Request
 
-    given = text is not None or text_file is not None
+    given = bool(text) or text_file is not None
     piped = None if given or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     sentences = synthesis.texts(text, text_file, piped)
     paths = synthesis.numbered(out, len(sentences))
@@ -339,10 +343,16 @@ def plugins_check(name: str, settings: Settings = None, as_json: Json = False) -
     """
     from dataclasses import asdict
 
-    from sheen_cli.backbones import load
+    from sheen_cli.plugins import package, points
+    from sheen_cli.recipe import did_you_mean
     from sheen_cli.testing import judged
 
-    backbone = load(name)
+    packages = {point.name: package(point) for point in points()}
+    if name not in packages:
+        known = ", ".join(packages) or "none"
+        raise SheenError(
+            f"no backbone named '{name}'{did_you_mean(name, packages)}; installed: {known}"
+        )
     found = []
     for finding in judged(name, settings or []):
         found.append(finding)
@@ -351,7 +361,7 @@ def plugins_check(name: str, settings: Settings = None, as_json: Json = False) -
     broken = [finding.rule for finding in found if finding.status == "failed"]
     if as_json:
         rules = [asdict(finding) for finding in found]
-        report = {"backbone": name, "distribution": backbone.distribution}
+        report = {"backbone": name, "distribution": packages[name]}
         console.result(json.dumps({**report, "passed": not broken, "rules": rules}))
     else:
         kept = sum(finding.status == "ok" for finding in found)

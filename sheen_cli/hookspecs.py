@@ -91,5 +91,6 @@ def synth(  # type: ignore[empty-body]
     training.
 
     The rule that ties training to synthesis: the loss of a row built from the returned codes
-    equals the returned nll. With `trace` fill `Audio.logits`, from the same loop.
+    equals the returned nll. A speech has at least one frame. With `trace` fill `Audio.logits`, from
+    the same loop.
     """

@@ -45,7 +45,7 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
     recipe = recipe.model_copy(update={"data": Data(**manifest["made_from"]["data"])})
     check_out(out)
     with locks.hold(out):
-        start = begin(recipe, out, manifest, resume)
+        start = begin(recipe, out, data, manifest, resume)
         work(recipe, backbone, data, out, manifest, start)
     return out / "best"
 
@@ -66,7 +66,7 @@ def work(
         sweep(out)
         if start is None:
             save(recipe, out / "recipe.yaml")
-            write_json(out / "run.json", about(manifest))
+            write_json(out / "run.json", about(manifest, data))
         take_over(data / ARTIFACTS, out / ARTIFACTS, manifest)
     parallel.wait_for_everyone()
     validation = data / "validation.jsonl"
@@ -141,7 +141,17 @@ def check_out(out: Path) -> None:
         raise SheenError(f"{out} is not empty and holds no run; choose another --out")
 
 
-def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool) -> Path | None:
+def data_of(out: Path) -> Path | None:
+    """The folder that a run was trained on, if it is still there."""
+    if not (out / "run.json").is_file():
+        return None
+    folder = Path(read_json(out / "run.json").get("data_folder", ""))
+    return folder if folder.is_dir() else None
+
+
+def begin(
+    recipe: Recipe[Any], out: Path, data: Path, manifest: dict[str, Any], resume: bool
+) -> Path | None:
     """Make the run folder, or find the checkpoint to go on from. Raises SheenError rather than
     mix two runs.
     """
@@ -161,7 +171,8 @@ def begin(recipe: Recipe[Any], out: Path, manifest: dict[str, Any], resume: bool
         return None
     if read_json(out / "run.json")["data"] != fingerprint(manifest):
         raise SheenError(
-            f"{out} was trained on other data; resume with the same data, or choose another --out"
+            f"{out} was trained on other data than {data}; resume with the same --data, or choose "
+            f"another --out"
         )
     before = validate(read(out / "recipe.yaml"), type(recipe.model), f"{out}/recipe.yaml")
     if changed := differences(*(fixed(each) for each in (before, recipe))):
@@ -190,8 +201,8 @@ def fingerprint(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def about(manifest: dict[str, Any]) -> dict[str, Any]:
-    """run.json: the data's fingerprint and the versions that made the run."""
+def about(manifest: dict[str, Any], data: Path) -> dict[str, Any]:
+    """run.json: the data, its fingerprint, and the versions that made the run."""
     from importlib.metadata import version
 
     packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr")
@@ -199,6 +210,7 @@ def about(manifest: dict[str, Any]) -> dict[str, Any]:
         "format": FORMAT,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": fingerprint(manifest),
+        "data_folder": str(data.resolve()),
         "versions": {
             "sheen": __version__,
             "python": platform.python_version(),

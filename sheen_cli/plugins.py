@@ -2,12 +2,20 @@
 package and remedy where they are broken.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, MetadataPathFinder, distributions
+from importlib.metadata import (
+    Distribution,
+    EntryPoint,
+    MetadataPathFinder,
+    PackageNotFoundError,
+    distributions,
+)
+from importlib.metadata import distribution as find
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -159,10 +167,23 @@ def patience() -> float | None:
 
 
 def remedy(distribution: str) -> str:
+    """The way out of a broken package; one under development is mended where it lies."""
+    if folder := developed(distribution):
+        return f"mend it in {folder}; SHEEN_STRICT_PLUGINS=1 shows where it fails"
     return (
         f"mend it with `pip install --upgrade {distribution}` or remove it with "
         f"`pip uninstall {distribution}`"
     )
+
+
+def developed(distribution: str) -> str | None:
+    """The folder that an editable installation leads to."""
+    try:
+        facts = json.loads(find(distribution).read_text("direct_url.json") or "{}")
+        editable = facts.get("dir_info", {}).get("editable", False)
+        return str(facts["url"]).removeprefix("file://") if editable else None
+    except (PackageNotFoundError, ValueError, KeyError, OSError):
+        return None
 
 
 def unusable(point: EntryPoint, cause: str) -> str:

@@ -24,10 +24,17 @@ class Voice:
         self.checkpoint = checkpoints.resolve(checkpoint)
         values = override(read(self.checkpoint / "recipe.yaml"), settings)
         self.backbone = backbones.load(values["backbone"])
-        self.recipe: Recipe[Any] = validate(
-            values, self.backbone.spec.options, f"{self.checkpoint}/recipe.yaml"
-        )
-        self.model = self.backbone.hook.load(recipe=self.recipe, checkpoint=self.checkpoint)
+        where = f"{self.checkpoint}/recipe.yaml" + (" with your settings" if settings else "")
+        self.recipe: Recipe[Any] = validate(values, self.backbone.spec.options, where)
+        try:
+            self.model = self.backbone.hook.load(recipe=self.recipe, checkpoint=self.checkpoint)
+        except RuntimeError as error:
+            if not any(setting.startswith("model.") for setting in settings):
+                raise
+            first = str(error).splitlines()[0]
+            raise SheenError(
+                f"{self.checkpoint} does not fit {' '.join(settings)}: {first}"
+            ) from error
         self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def speak(self, requests: Sequence[Request]) -> Iterator[Audio]:
@@ -148,16 +155,16 @@ def numbered(out: Path, count: int) -> list[Path]:
     ]
 
 
-def texts(text: str | None, file: Path | None, piped: str | None) -> list[str]:
+def texts(text: Sequence[str] | None, file: Path | None, piped: str | None) -> list[str]:
     """The sentences to speak, from --text, --text-file (a line each) or standard input. Raises
     SheenError if none.
     """
-    if text is not None and file is not None:
+    if text and file is not None:
         raise SheenError("give --text or --text-file, not both")
     if file is not None and not file.is_file():
         raise SheenError(f"no text file {file}")
-    if text is not None:
-        lines = [text]
+    if text:
+        lines = list(text)
     else:
         lines = (read_text(file) if file is not None else piped or "").splitlines()
     lines = [line.strip() for line in lines if line.strip()]

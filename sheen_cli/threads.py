@@ -10,10 +10,12 @@ TRIES = 3  # runs of the probe per number of threads; the first one warms up
 
 
 def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors that this process may use; no more than OMP_NUM_THREADS, where that is set."""
+    known = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(len(known), int(limit)) if limit.isdecimal() and int(limit) else len(known)
 
 
 def fastest(probe: Callable[[], object]) -> int:

@@ -194,6 +194,14 @@ def _with_frames(rows: Sequence[Row]) -> Batch:
     return batch
 
 
+class Restless(good.Voice):
+    """Its dropout goes on in eval mode, where it is compared."""
+
+    def predict(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dropped = torch.nn.functional.dropout(inputs, 0.2, training=inputs.shape[1] > 1)
+        return super().predict(dropped, state)
+
+
 def _starts_anew(recipe: Recipe, run: Run) -> None:
     run.fit(good.Voice(recipe.model.hidden), good.save)
 
@@ -220,6 +228,7 @@ text = defective("text", named("collate", _counts_letters), named("loss", _learn
 everywhere = defective("everywhere", named("collate", _hashed), named("loss", _untagged))
 gradient = defective("gradient", *trained_as(Still))
 logits = defective("logits", named("collate", _with_frames), *trained_as(Leaking))
+steady = defective("steady", *trained_as(Restless))
 resume = defective("resume", named("train", _starts_anew))
 reload = defective("reload", named("load", _loads_the_rest), named("train", _trains_and_forgets))
 
@@ -316,6 +325,9 @@ silent = defective(
 )
 mute_after_load = defective(
     "mute_after_load", trained_as(Gained)[0], named("train", _gained), named("synth", _louder)
+)
+deaf_to_greedy = defective(
+    "deaf_to_greedy", spoken(lambda request: replace(request, greedy=False), same)
 )
 miscounted = defective("miscounted", named("collate", _counts_frames))
 not_a_number = defective(

@@ -20,6 +20,7 @@ HEAVY = ("imports",)  # these have a module of their own
 # further defects of rules that have one: what breaks -> the rule that must say so
 FURTHER = {
     "silent": "sound",
+    "deaf_to_greedy": "seeds",
     "mute_after_load": "reload",
     "miscounted": "logits",
     "not_a_number": "nll",

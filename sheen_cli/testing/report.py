@@ -47,7 +47,8 @@ class Finding:
     def __str__(self) -> str:
         line = f"{self.rule}: {self.hook}: {self.promise}"
         if self.status == "failed":
-            return f"{line}\n  seen: {self.problem}\n  likely cause: {self.cause}"
+            cause = f"\n  likely cause: {self.cause}" if self.cause else ""
+            return f"{line}\n  seen: {self.problem}{cause}"
         return f"{line}\n  {self.status}: {self.problem}" if self.problem else line
 
 
@@ -78,9 +79,9 @@ def judge(rule: Rule, lab: "Lab", waits: list[str]) -> Finding:
     except NotOffered as reason:
         return finding("not offered", str(reason))
     except SheenError as error:
-        return finding("failed", f"SheenError: {error}", rule.cause)
+        return finding("failed", f"SheenError: {error}")
     except (Exception, SystemExit) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         seen = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-        return finding("failed", seen, rule.cause)
+        return finding("failed", seen)  # the line says more than a guess at the cause
     return finding("ok")

@@ -42,9 +42,25 @@ def terms(lab: Lab) -> None:
 
 
 @rule(
+    "loss",
+    "dropout, or something else random, does not follow model.eval()",
+    "terms",
+)
+def steady(lab: Lab) -> None:
+    """in eval mode the same batch has the same loss twice"""
+    torch.manual_seed(1)
+    first, _ = lab.sums(lab.rows)
+    torch.manual_seed(2)
+    second, _ = lab.sums(lab.rows)
+    for name, value in first.items():
+        if not abs(value - second[name]) <= CLOSE * max(1.0, abs(value)):
+            raise Broken(f"the sum of '{name}' is {value:.4f}, and then {second[name]:.4f}")
+
+
+@rule(
     "collate or loss",
     "something of the batch's first row (a speaker, a length, a prompt) is used for all rows",
-    "terms",
+    "steady",
 )
 def order(lab: Lab) -> None:
     """the order of a batch's rows changes no loss"""
@@ -109,4 +125,4 @@ def some(names: "set[str] | list[str]") -> str:
     return ", ".join(shown[:4]) + rest
 
 
-MODEL = (terms, order, padding, text, end, targets, gradient)
+MODEL = (terms, steady, order, padding, text, end, targets, gradient)

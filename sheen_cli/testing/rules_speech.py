@@ -16,11 +16,12 @@ LIKELY = 1e-3  # of summed negative log-likelihoods, absolute
 
 @rule(
     "synth",
-    "it samples from the global generator, or keeps its own from one call to the next",
-    "terms",
+    "it samples from the global generator, or keeps its own from one call to the next, or does not "
+    "read `greedy`",
+    "steady",
 )
 def seeds(lab: Lab) -> None:
-    """a request's seed settles what is said, whatever was said before it"""
+    """a request's seed settles what is said, whatever was said before; greedy needs no seed"""
     ask = [lab.request(lab.rows[0], seed=seed, max_seconds=SECONDS) for seed in range(4)]
     torch.manual_seed(1)
     (first,) = lab.speak(ask[:1])
@@ -30,6 +31,8 @@ def seeds(lab: Lab) -> None:
         raise Broken("the same request said twice gives other codes or other sound")
     greedy = replace(ask[0], greedy=True)
     (likeliest,) = lab.speak([greedy])
+    if not all(same(likeliest, lab.speak([replace(greedy, seed=n)])[0]) for n in (1, 2, 3)):
+        raise Broken("greedy speech changes with the seed")
     if not same(first, likeliest) and all(same(first, lab.speak([each])[0]) for each in ask[1:]):
         raise Broken("four seeds say the same, though not what greedy says: the seed is not used")
 
@@ -59,6 +62,8 @@ def sound(lab: Lab) -> None:
         raise Broken(f"{len(found)} answers to {len(ask)} requests")
     for said in found:
         samples = said.samples
+        if said.codes is not None and not len(said.codes):
+            raise Broken("a speech has no frame at all: forbid the end before the first")
         if said.rate != spec.sample_rate:
             raise Broken(f"the rate is {said.rate}, declared is {spec.sample_rate}")
         if not isinstance(samples, np.ndarray) or samples.ndim != 1 or samples.dtype != np.float32:
@@ -119,8 +124,9 @@ def together(lab: Lab) -> None:
 
 @rule(
     "collate, loss and synth",
-    "training and synthesis build the prompt in two ways, or a frame is fed to the position that "
-    "predicts it",
+    "training and synthesis build the prompt in two ways, a frame is fed to the position that "
+    "predicts it, targets are shifted once more in loss, attention is not causal, or logits are "
+    "kept after masks or temperature",
     "targets text seeds sound",
 )
 def logits(lab: Lab) -> None:
