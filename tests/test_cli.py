@@ -453,6 +453,46 @@ def test_what_a_backbone_does_not_heed_is_refused(data: Path, tmp_path: Path) ->
     assert not (tmp_path / "out.wav").exists()
 
 
+def test_a_resumed_run_finds_its_data_and_a_wrong_name_shows_what_there_is(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    sheen("train", "--recipe", "demo", "--data", data, "--out", out, *TINY)
+    resumed = sheen("train", "--out", out, "--resume", "--max-steps", 4, "--json")
+    assert json.loads(resumed.stdout)["last"] == "checkpoint-4"
+    other = tmp_path / "other"
+    folder = write_folder(tmp_path / "set", digit_sentences(6))
+    sheen("prepare", "--recipe", "demo", "--dataset", folder, "--out", other)
+    said = sheen("train", "--out", out, "--resume", "--data", other, "--max-steps", 5, code=2)
+    assert f"trained on other data than {other}; resume with the same --data" in said.output
+    said = sheen("synth", out / "checkpoint-9", "--text", "one", code=2).output
+    assert f"no checkpoint at {out / 'checkpoint-9'}; there are checkpoint-3, checkpoint-4" in said
+    weights = out / "checkpoint-4" / "model.safetensors"
+    assert weights.stat().st_mode & 0o044 == 0o044 & ~umask()  # not for the owner alone
+    weights.write_bytes(weights.read_bytes()[:-1])
+    said = sheen("synth", out / "checkpoint-4", "--text", "one", code=2).output
+    assert f"; {out / 'checkpoint-3'} is whole" in said
+
+
+def umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+def test_several_texts_and_settings_that_do_not_fit(data: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out.wav"
+    sheen("train", "--recipe", "demo", "--data", data, "--out", run, *TINY)
+    synth = ["synth", run, "-o", out, "--max-seconds", 0.5]
+    said = sheen(*synth, "--text", "one two", "--text", "three", "--json").stdout.splitlines()
+    assert [json.loads(line)["text"] for line in said] == ["one two", "three"]
+    said = sheen(*synth, "--text", "one", "model.hidden=64", code=2).output
+    assert "does not fit model.hidden=64" in said and len(said.splitlines()) == 1
+    said = sheen(*synth, "--text", "one", "model.hiden=64", code=2).output
+    assert "recipe.yaml with your settings has 1 error" in said and "'hidden'" in said
+
+
 def test_info_counts_what_was_refused(tmp_path: Path) -> None:
     (tmp_path / "rejected.jsonl").write_text('{"reason": "silent"}\n{"reason": "silent"}\n')
     assert "silent 2" in sheen("info", tmp_path / "rejected.jsonl").output

@@ -247,6 +247,18 @@ def test_the_hooks_are_the_seven_and_documented() -> None:
         assert vars(hookspecs)[name].__doc__
 
 
+def test_a_package_under_development_is_mended_where_it_lies(tmp_path: Path) -> None:
+    plugin = Plugin("mine", "import nothing_of_this_name\n", "nothing_of_this_name")
+    install(tmp_path, plugin)
+    (info,) = tmp_path.glob("*.dist-info")
+    (info / "direct_url.json").write_text(
+        json.dumps({"url": "file:///home/me/mine", "dir_info": {"editable": True}})
+    )
+    said = sheen(tmp_path, "recipes", "show", "mine").stderr
+    assert "mend it in /home/me/mine; SHEEN_STRICT_PLUGINS=1 shows where it fails" in said
+    assert "pip" not in said
+
+
 def test_a_listing_that_is_killed_takes_its_child_with_it(tmp_path: Path) -> None:
     """Even one that imports a plugin without end."""
     package = tmp_path / "endless"

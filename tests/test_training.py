@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from conftest import TINY, sheen
 from safetensors.torch import load_file
 
-from sheen_cli import Batch, Recipe, Run, SheenError, checkpoints, jobs
+from sheen_cli import Batch, Recipe, Run, SheenError, checkpoints, jobs, threads
 from sheen_cli.backbones import HOOKS, Backbone, resolve
 from sheen_cli.batching import MicroBatches, Place, cut, windows
 from sheen_cli.errors import NotFinite
@@ -470,6 +470,14 @@ def test_s0_24_schedules() -> None:
     assert rates(schedule="linear", warmup_steps=0)[25] == pytest.approx(0.75)
     assert set(rates(schedule="constant", warmup_steps=0)) == {1.0}
     assert rates(schedule="constant", warmup_steps=5000)[10] == 1.0  # at most a tenth of the steps
+
+
+def test_threads_stay_within_what_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads.cores() == 1
+    for value in ("", "0", "many", "1000"):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert threads.cores() == len(os.sched_getaffinity(0))
 
 
 def test_weight_decay_is_for_matrices_alone() -> None:
