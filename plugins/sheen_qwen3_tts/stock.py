@@ -1,10 +1,14 @@
-"""The stock package, qwen_tts: which versions of it are proved, and its import without torchaudio.
+"""The stock package, qwen_tts: which versions of it are proved, and its import without torchaudio
+and SoX, which the 12 Hz codec does not use.
 
 Three distributions share the import name, so it is the distribution that is looked at.
 """
 
+import io
+import shutil
 import sys
 import types
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +35,10 @@ def load() -> Any:
             f'Qwen3-TTS needs {pairs}; installed: {there}. Run `pip install "sheen-tts[qwen3-tts]"`'
         )
     without_torchaudio()
-    import qwen_tts
+    if "sox" not in sys.modules and shutil.which("sox") is None:
+        stand_in("sox")  # it would run the program, and complain at length that there is none
+    with redirect_stdout(io.StringIO()):  # a banner about flash-attn
+        import qwen_tts
 
     return qwen_tts
 
@@ -61,13 +68,15 @@ def without_torchaudio() -> None:
     except Exception:  # missing, or built for another torch: an OSError from its library
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
             del sys.modules[name]
-        names = ("", ".compliance", ".compliance.kaldi", ".transforms", ".functional")
-        for name in names:
-            full = f"torchaudio{name}"
-            module: Any = types.ModuleType(full)
-            module.__spec__, module.__path__ = ModuleSpec(full, None), []
-            sys.modules[full] = module
-            parent, _, child = full.rpartition(".")
-            if parent:
-                setattr(sys.modules[parent], child, module)
-        sys.modules["torchaudio"].__dict__["__version__"] = "0"
+        for name in ("", ".compliance", ".compliance.kaldi", ".transforms", ".functional"):
+            stand_in(f"torchaudio{name}")
+
+
+def stand_in(name: str) -> None:
+    """An empty module of a name, known to its parent."""
+    module: Any = types.ModuleType(name)
+    module.__spec__, module.__path__, module.__version__ = ModuleSpec(name, None), [], "0"
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
