@@ -61,6 +61,10 @@ class Run:
         """
         fit(self, model, save, groups if groups is not None else default_groups(model))
 
+    def warn(self, text: str) -> None:
+        """Tell the user something; of several processes the first one does."""
+        console.warn(text)
+
 
 def seed(recipe: Recipe[Any]) -> None:
     """Before a backbone's `train`, so that what it builds is the same each time."""

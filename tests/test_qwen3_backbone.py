@@ -22,7 +22,8 @@ from sheen_cli.babble import speech
 from sheen_cli.rows import Rows
 from sheen_cli.synthesis import Voice
 from sheen_cli.testing import contract
-from sheen_qwen3_tts import base, checkpoint, codec, miniature, stock
+from sheen_qwen3_tts import base, batches, checkpoint, codec, miniature, model, preflight, stock
+from sheen_qwen3_tts.layout import IGNORE
 
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine ten one", "two three")
 SHORT = ["--max-steps", "3", "train.precision=fp32", "train.batch_size=2", "log.every=1"]
@@ -192,3 +193,42 @@ def test_a_pair_of_versions_that_is_not_proved_is_refused(tmp_path: Path) -> Non
     )  # fmt: skip
     assert "Qwen3-TTS needs qwen-tts==0.1.1 with transformers==4.57.3 or" in out.stderr
     assert "installed: qwen-tts 0.2.0, transformers 4.57.3" in out.stderr
+
+
+def taught(home: Path, shift: int) -> model.Speech:
+    """The tiny base after a while of training; with a shift, on the frames that come later."""
+    speech_model = model.load(home / "base", checkpoint.load_voices(home / "data" / "artifacts"))
+    rows = Rows(home / "data" / "train.jsonl")[:2]
+    inputs = batches.collate(speech_model.base, rows, [(True, False)] * 2).inputs
+    targets = inputs["targets"]
+    shifted = torch.full_like(targets, IGNORE)
+    shifted[:, : targets.shape[1] - shift] = targets[:, shift:]
+    shifted[targets == IGNORE] = IGNORE
+    optimizer = torch.optim.Adam(speech_model.talker.parameters(), 5e-3)
+    for _ in range(60):
+        first, _ = speech_model(**{**inputs, "targets": targets})
+        wanted, due = shifted[..., 0], targets[..., 0] != IGNORE
+        loss = torch.nn.functional.cross_entropy(first, wanted[due], ignore_index=IGNORE)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return speech_model
+
+
+def test_the_preflight_tells_a_good_base_from_one_trained_ahead_of_itself(home: Path) -> None:
+    torch.manual_seed(0)
+    rows = Rows(home / "data" / "train.jsonl")[:2]
+    assert preflight.check(taught(home, 0), rows, "good") is None
+    with pytest.raises(SheenError, match=r"bad predicts the frame after the next one .* better"):
+        preflight.check(taught(home, 1), rows, "bad")
+    untrained = model.load(home / "base", checkpoint.load_voices(home / "data" / "artifacts"))
+    assert "knows no more than chance" in str(preflight.check(untrained, rows, "new"))
+
+
+def test_the_preflight_can_be_left_out(home: Path, tmp_path: Path) -> None:
+    train = ["train", "--recipe", "qwen3tts-full", "--data", home / "data", *SHORT]
+    train += [f"model.base={home / 'base'}"]
+    said = sheen(*train, "--out", tmp_path / "a").output
+    assert "warning: model.base=" in said and "no more than chance" in said
+    said = sheen(*train, "--out", tmp_path / "b", "model.preflight=false").output
+    assert "chance" not in said

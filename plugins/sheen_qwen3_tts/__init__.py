@@ -50,6 +50,7 @@ class Lora(Section):
 
 class Options(Section):
     base: str = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"  # a folder or a Hub id
+    preflight: bool = True  # refuse a base that predicts the frame after the next one
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     lora: Lora | None = None  # None: all weights are trained, but for what `freeze` names
     freeze: tuple[str, ...] = ("model.text_embedding.*",)  # patterns of the talker's parameters
@@ -196,7 +197,7 @@ def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool)
 
 @hookimpl
 def train(recipe: Recipe[Options], run: Run) -> None:
-    from sheen_qwen3_tts import adapters, base, model
+    from sheen_qwen3_tts import adapters, base, model, preflight
     from sheen_qwen3_tts import checkpoint as saved
 
     options = recipe.model
@@ -205,6 +206,10 @@ def train(recipe: Recipe[Options], run: Run) -> None:
     else:
         voices = saved.load_voices(run.artifacts)
         speech = model.load(base.local(options.base), voices, options.attention)
+        if options.preflight:
+            some = run.rows[: min(len(run.rows), recipe.train.batch_size)]
+            if notice := preflight.check(speech, some, options.base):
+                run.warn(notice)
         if options.lora:
             adapted(speech, recipe)
     if options.lora is None:

@@ -15,7 +15,7 @@ from sheen_qwen3_tts import stock
 from sheen_qwen3_tts.layout import Ids, Tokens
 
 ROLE = "<|im_start|>assistant\n"
-NEEDED = ("config.json", "model.safetensors", "generation_config.json", "tokenizer_config.json")
+NEEDED = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def read(folder: Path) -> Base:
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if not (folder / "speech_tokenizer" / "config.json").is_file():
         missing.append("speech_tokenizer/config.json")
+    if not any(folder.glob("*.safetensors")):
+        missing.append("model.safetensors")
     if missing:
         raise SheenError(f"{folder} is no Qwen3-TTS checkpoint: {', '.join(missing)} is missing")
     config = json.loads((folder / "config.json").read_text("utf-8"))

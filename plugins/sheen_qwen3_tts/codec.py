@@ -60,10 +60,11 @@ def speaker_encoder(base_folder: Path) -> nn.Module:
     from sheen_qwen3_tts.base import read
 
     prefix, state = "speaker_encoder.", {}
-    with safe_open(base_folder / "model.safetensors", "pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-            if name.startswith(prefix):
-                state[name.removeprefix(prefix)] = tensors.get_tensor(name).float()
+    for shard in sorted(base_folder.glob("*.safetensors")):
+        with safe_open(shard, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                if name.startswith(prefix):
+                    state[name.removeprefix(prefix)] = tensors.get_tensor(name).float()
     if not state:
         raise SheenError(f"{base_folder} holds no speaker encoder; voices need a Base checkpoint")
     config = Qwen3TTSSpeakerEncoderConfig(**read(base_folder).config["speaker_encoder_config"])
