@@ -250,11 +250,7 @@ def synth(
     piped = None if given or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     sentences = synthesis.texts(text, text_file, piped)
     paths = synthesis.numbered(out, len(sentences))
-    settings = [each for each in arguments or [] if "=" in each and not Path(each).exists()]
-    named = [Path(each) for each in arguments or [] if each not in settings]
-    if len(named) > 1:
-        raise SheenError(f"one checkpoint speaks at a time, not {', '.join(map(str, named))}")
-    voice = synthesis.Voice(named[0] if named else synthesis.newest_run(Path("runs")), settings)
+    voice = synthesis.Voice(*synthesis.chosen(arguments or []))
     defaults = voice.recipe.synth
     seed = defaults.seed if seed is None else seed
     limit = defaults.max_seconds if max_seconds is None else max_seconds

@@ -182,6 +182,17 @@ def read_text(file: Path) -> str:
         raise SheenError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
 
 
+def chosen(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    """The checkpoint that is named, or the newest run's best, and the recipe settings. Raises
+    SheenError for more than one checkpoint.
+    """
+    settings = [each for each in arguments if "=" in each and not Path(each).exists()]
+    named = [Path(each) for each in arguments if each not in settings]
+    if len(named) > 1:
+        raise SheenError(f"one checkpoint speaks at a time, not {', '.join(map(str, named))}")
+    return named[0] if named else newest_run(Path("runs")), settings
+
+
 def newest_run(runs: Path) -> Path:
     """The best checkpoint of the run that was saved last. Raises SheenError where there is none."""
     found = [path for path in runs.glob("*/best") if not path.parent.name.startswith(".")]

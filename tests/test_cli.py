@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -479,6 +481,29 @@ def umask() -> int:
     found = os.umask(0)
     os.umask(found)
     return found
+
+
+def test_ctrl_c_is_exit_code_130_and_keeps_what_is_finished(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train = ["train", "--recipe", "demo", "--data", data, "--out", out, *TINY, "train.save_every=1"]
+    process = subprocess.Popen(
+        [*SHEEN, *map(str, train), "train.max_steps=1000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs ignore Ctrl-C, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    with process:
+        limit = time.monotonic() + 60
+        while not (out / "last").exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "what was finished is kept" in said and "Traceback" not in said
+    done = int((out / "last").readlink().name.removeprefix("checkpoint-"))
+    sheen(*train, "--resume", f"train.max_steps={done + 1}")
+    assert (out / "last").readlink() == Path(f"checkpoint-{done + 1}")
 
 
 def test_several_texts_and_settings_that_do_not_fit(data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from test_docs import commands, keys
 
 from sheen_cli.backbones import HOOKS
 from sheen_cli.testing import RULES
@@ -98,6 +99,9 @@ def test_the_demo_passes_every_rule(tmp_path: Path) -> None:
     out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert out.returncode == 0, out.stdout + out.stderr
     report = json.loads(out.stdout)
+    documented = keys(commands()["plugins check"])
+    assert list(report) == list(documented[0])
+    assert all(list(each) == list(documented[1]) for each in report["rules"])
     assert report["passed"] and [each["rule"] for each in report["rules"]] == NAMES
     assert {each["status"] for each in report["rules"]} == {"ok"}
 
