@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,13 +79,16 @@ def seed_of(*parts: int) -> int:
 class MicroBatches(Dataset[Micro | SheenError]):
     """Collated micro-batches by place; workers read and collate on their own."""
 
-    def __init__(self, backbone: Backbone, recipe: Recipe[Any], rows: Rows, ranks: int) -> None:
+    def __init__(
+        self, backbone: Backbone, recipe: Recipe[Any], rows: Rows, artifacts: Path, ranks: int
+    ) -> None:
         self.backbone, self.recipe, self.rows = backbone, recipe, rows
+        self.artifacts = artifacts
         self.size = recipe.train.batch_size * recipe.train.accumulate * ranks
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = self.recipe.model_dump(mode="json")
-        return _rebuild, (self.backbone.name, values, self.rows, self.size)
+        return _rebuild, (self.backbone.name, values, self.rows, self.artifacts, self.size)
 
     def windows(self, epoch: int) -> list[list[int]]:
         train = self.recipe.train
@@ -102,16 +106,21 @@ class MicroBatches(Dataset[Micro | SheenError]):
         rows = parts[0 if ghost else place.part]
         seed = seed_of(self.recipe.train.seed, place.epoch, place.window, place.part)
         batch = self.backbone.hook.collate(
-            recipe=self.recipe, rows=[self.rows[i] for i in rows], seed=seed
+            recipe=self.recipe,
+            rows=[self.rows[i] for i in rows],
+            seed=seed,
+            artifacts=self.artifacts,
         )
         return Micro(batch, ghost, rows)
 
 
-def _rebuild(name: str, values: dict[str, Any], rows: Rows, size: int) -> MicroBatches:
+def _rebuild(
+    name: str, values: dict[str, Any], rows: Rows, artifacts: Path, size: int
+) -> MicroBatches:
     """In another process. A recipe's class is made on the fly, so it cannot be pickled."""
     backbone = load(name)
     recipe = validate(values, backbone.spec.options, "the recipe")
-    data = MicroBatches(backbone, recipe, rows, 1)
+    data = MicroBatches(backbone, recipe, rows, artifacts, 1)
     data.size = size
     return data
 

@@ -52,7 +52,7 @@ plugins_app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(plugins_app, name="plugins")
 
-DEFAULT = "demo"  # the recipe where none is named
+DEFAULT = "qwen3tts-lora"  # the recipe where none is named
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or YAML file.")]
 Settings = Annotated[
     list[str] | None,

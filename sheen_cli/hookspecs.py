@@ -1,5 +1,5 @@
-"""The contract of a backbone: seven hooks. The reference for writing one is docs/writing-a-
-backbone.md.
+"""The contract of a backbone: seven hooks, and one that may be left out. The reference for writing
+one is docs/writing-a-backbone.md.
 
 A backbone is a module, found through an entry point in the group `sheen`, whose functions carry
 `@hookimpl`. An implementation may leave out arguments that it does not need. The host registers
@@ -47,8 +47,11 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
 
 
 @hookspec(firstresult=True)
-def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None) -> Batch:  # type: ignore[empty-body]
+def collate(  # type: ignore[empty-body]
+    recipe: Recipe[Any], rows: Sequence[Row], seed: int | None, artifacts: Path
+) -> Batch:
     """Build the tensors of a batch. Pure: equal arguments give equal tensors, in any process.
+    `artifacts` is what `prepare` wrote; read it once a process.
 
     Targets lie on the position that predicts them, so nothing is shifted later. `seed` is for
     augmentation; it is None in validation, and a row is then laid out as `synth` lays out a request
@@ -94,3 +97,8 @@ def synth(  # type: ignore[empty-body]
     equals the returned nll. A speech has at least one frame. With `trace` fill `Audio.logits`, from
     the same loop.
     """
+
+
+@hookspec(firstresult=True)
+def export(recipe: Recipe[Any], checkpoint: Path, kind: str, folder: Path) -> None:
+    """Optional: fill `folder` with the checkpoint in another form, of `BackboneSpec.exports`."""

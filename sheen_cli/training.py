@@ -95,7 +95,7 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
     if run.resume and parallel.scaler is not None:
         scaler = torch.load(run.resume / checkpoints.STATE / "scaler.pt", weights_only=True)
         parallel.scaler.load_state_dict(scaler)
-    data = MicroBatches(run.backbone, run.recipe, run.rows, parallel.num_processes)
+    data = micro_batches(run)
     total = total_steps(train, len(data.windows(0)))
     if finished(train, total, progress) and parallel.is_main_process:
         console.say(f"nothing to do: the run stands at step {progress.step}, at or past its end")
@@ -116,6 +116,11 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
             last = finished(train, total, progress)
             validate_and_save(run, model, optimizer, names, save, progress, last)
     parallel.wait_for_everyone()
+
+
+def micro_batches(run: Run) -> MicroBatches:
+    ranks = run.accelerator.num_processes
+    return MicroBatches(run.backbone, run.recipe, run.rows, run.artifacts, ranks)
 
 
 def take_up(optimizer: torch.optim.Optimizer, names: list[list[str]], state: Path) -> None:
@@ -230,7 +235,10 @@ def validate(run: Run, model: nn.Module) -> dict[str, float]:
     # a rank without rows counts nothing, but must know the names of what is summed
     for numbers in mine or batches[:1]:
         batch = run.backbone.hook.collate(
-            recipe=run.recipe, rows=[rows[i] for i in numbers], seed=None
+            recipe=run.recipe,
+            rows=[rows[i] for i in numbers],
+            seed=None,
+            artifacts=run.artifacts,
         )
         add(sums, batch_loss(run, parallel.unwrap_model(model), batch), 1 if mine else 0)
         counted += [batch] * bool(mine)
@@ -324,7 +332,7 @@ def set_threads(run: Run, model: nn.Module, progress: Progress) -> None:
     if wanted is None:
         wanted = progress.threads or torch.get_num_threads()
     if wanted == "auto":
-        data = MicroBatches(run.backbone, run.recipe, run.rows, parallel.num_processes)
+        data = micro_batches(run)
         batch = good(data[Place(0, 0, parallel.process_index)]).batch
         counts = {name: float(count) for name, count in batch.counts.items()}
 

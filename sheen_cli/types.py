@@ -44,6 +44,10 @@ class Entry:
 class Clip:
     """One utterance ready for a codec: `audio` (n,) float32 mono in -1..1 at the backbone's
     `rate`, finite, not silent.
+
+    `path` is the file that the sound lies in, if it does. `codes` (frames, codebooks) are those
+    that the source holds already; `audio` may then be empty. `ref_audio` and `ref_text` are another
+    recording of the speaker and its words, where the source names one.
     """
 
     id: str
@@ -53,6 +57,10 @@ class Clip:
     speaker: str | None = None
     language: str | None = None
     split: str | None = None
+    path: Path | None = None
+    codes: np.ndarray | None = None
+    ref_audio: Path | None = None
+    ref_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,7 @@ class BackboneSpec:
                   offline, for the contract kit and `sheen doctor`; it may write a base model to
                   the folder that it is given
     stacks        versions that it was tested with together: package -> specifier ("==4.57.3")
+    exports       kinds that its `export` hook writes; none where it has no such hook
     """
 
     options: type[Section]
@@ -182,4 +191,5 @@ class BackboneSpec:
     datasets: Mapping[str, Callable[[Recipe[Any]], Iterable[Entry]]] = field(default_factory=dict)
     tiny: Callable[[Path], Sequence[str]] | None = None
     stacks: Sequence[Mapping[str, str]] = ()
+    exports: tuple[str, ...] = ()
     api: int = API

@@ -42,7 +42,7 @@ def losses(backbone: Backbone, recipe: Recipe, model: DemoModel, batch: Batch) -
 
 
 def collate(backbone: Backbone, recipe: Recipe, rows: list[dict], seed: int | None = None) -> Batch:
-    return backbone.hook.collate(recipe=recipe, rows=rows, seed=seed)
+    return backbone.hook.collate(recipe=recipe, rows=rows, seed=seed, artifacts=Path())
 
 
 def spoken_row(model: DemoModel, text: str, codes: torch.Tensor) -> dict:

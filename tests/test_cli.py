@@ -111,7 +111,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
         (["train", "--data", "nowhere"], "nowhere holds no prepared data"),
         (["train", "--recipe", "dmo"], "did you mean 'demo'?"),
         (["prepare", "--dataset", "nowhere"], "nowhere: neither a folder nor a .jsonl file"),
-        (["prepare", "data.dataset=null"], "which data?"),
+        (["prepare"], "which data?"),
         (["synth", "--text", "one"], "no checkpoint was named and runs/ holds no run"),
         (["synth", "nowhere", "--text", "one"], "no checkpoint at nowhere"),
         (["synth", ".", "--text", "one"], "is not a usable checkpoint: manifest.json is missing"),
@@ -197,7 +197,10 @@ def test_json_is_one_value_with_the_documented_keys(data: Path, tmp_path: Path) 
         "checkpoint": checkpoint,
     }
     source = write_folder(tmp_path / "set", digit_sentences(6))
-    agrees(one("prepare", "--dataset", source, "--out", tmp_path / "out"), tables["prepare"][0])
+    agrees(
+        one("prepare", "--recipe", "demo", "--dataset", source, "--out", tmp_path / "out"),
+        tables["prepare"][0],
+    )
     runs = tmp_path / "run"
     trained = one("train", "--recipe", "demo", "--data", data, "--out", runs, *TINY)
     agrees(trained, run)

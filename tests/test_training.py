@@ -89,7 +89,7 @@ def test_windows_do_not_depend_on_how_they_are_cut(data: Path, tmp_path: Path) -
     taken = []
     for size, accumulate, ranks in ((2, 4, 1), (8, 1, 1), (4, 1, 2)):
         run, _ = setup(data, tmp_path, f"train.batch_size={size}", f"train.accumulate={accumulate}")
-        micro = MicroBatches(run.backbone, run.recipe, run.rows, ranks)
+        micro = MicroBatches(run.backbone, run.recipe, run.rows, run.artifacts, ranks)
         parts = [micro[Place(1, 0, part)].rows for part in range(8 // size)]
         taken.append([row for part in parts for row in part])
     assert taken[0] == taken[1] == taken[2]
@@ -105,7 +105,7 @@ def gradients(data: Path, tmp_path: Path, size: int, accumulate: int) -> dict[st
         "model.random_codes=0", "model.blank_frames=0", "train.bucket=1", "model.fine_weight=0.3",
         "train.clip_norm=null",
     )  # fmt: skip
-    micro = MicroBatches(run.backbone, run.recipe, run.rows, 1)
+    micro = MicroBatches(run.backbone, run.recipe, run.rows, run.artifacts, 1)
     batches = [micro[Place(0, 0, part)] for part in range(accumulate)]
     lengths = [len(run.rows[row]["audio_codes"]) for batch in batches for row in batch.rows]
     assert max(lengths) > 1.5 * min(lengths)
@@ -137,7 +137,7 @@ def test_mean_of_batch_means_would_have_been_wrong(data: Path, tmp_path: Path) -
     gradient.
     """
     run, model = setup(data, tmp_path, "train.batch_size=1", "train.accumulate=8", "train.bucket=1")
-    micro = MicroBatches(run.backbone, run.recipe, run.rows, 1)
+    micro = MicroBatches(run.backbone, run.recipe, run.rows, run.artifacts, 1)
     batches = [micro[Place(0, 0, part)].batch for part in range(8)]
     losses = [
         run.backbone.hook.loss(recipe=run.recipe, model=model, batch=b, trace=False)
@@ -221,7 +221,9 @@ def train(data: Path, out: Path, *settings: str, resume: bool = False) -> None:
 def test_validation_weighs_every_target_the_same(data: Path, tmp_path: Path) -> None:
     run, model = setup(data, tmp_path, "train.batch_size=2")
     scores = validate(run, model)
-    batch = run.backbone.hook.collate(recipe=run.recipe, rows=list(run.validation), seed=None)
+    batch = run.backbone.hook.collate(
+        recipe=run.recipe, rows=list(run.validation), seed=None, artifacts=run.artifacts
+    )
     whole = run.backbone.hook.loss(recipe=run.recipe, model=model.eval(), batch=batch, trace=False)
     expected = float(total_loss(whole, counts([batch], run)).detach())
     assert scores["loss"] == pytest.approx(expected, rel=1e-5)
@@ -551,4 +553,5 @@ def test_backbone_goes_to_worker_processes_by_name(data: Path) -> None:
     assert pickle.loads(pickle.dumps(backbone)).name == "demo"
     recipe: Recipe = resolve("demo", TINY)[0]
     rows = pickle.loads(pickle.dumps(Rows(data / "train.jsonl")))
-    assert pickle.loads(pickle.dumps(MicroBatches(backbone, recipe, rows, 1)))[Place(0, 0, 0)].rows
+    data = MicroBatches(backbone, recipe, rows, Path("artifacts"), 1)
+    assert pickle.loads(pickle.dumps(data))[Place(0, 0, 0)].rows

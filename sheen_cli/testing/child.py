@@ -28,13 +28,18 @@ def main() -> None:
     folder = Path(task["checkpoint"])
     backbone = backbones.load(task["name"])
     resolved = recipe.validate(task["recipe"], backbone.spec.options, "the kit's recipe")
-    batches = [
-        (seed, backbone.hook.collate(recipe=resolved, rows=task["rows"], seed=seed))
-        for seed in (None, 5)
-    ]
+    artifacts = Path(task["artifacts"])
+
+    def collate(rows: list[sheen_cli.Row], seed: int | None) -> sheen_cli.Batch:
+        batch: sheen_cli.Batch = backbone.hook.collate(
+            recipe=resolved, rows=rows, seed=seed, artifacts=artifacts
+        )
+        return batch
+
+    batches = [(seed, collate(task["rows"], seed)) for seed in (None, 5)]
     tell(batches=[(seed, batch.inputs, batch.counts) for seed, batch in batches])
     voice = synthesis.Voice(folder)
-    batch = backbone.hook.collate(recipe=resolved, rows=task["rows"][:2], seed=None)
+    batch = collate(task["rows"][:2], None)
     device = next(voice.model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
     with torch.no_grad():

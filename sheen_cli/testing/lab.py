@@ -133,7 +133,9 @@ class Lab:
     # --- batches and losses ---------------------------------------------------------------------
 
     def collate(self, some: Sequence[Row], seed: int | None = None) -> Batch:
-        batch: Batch = self.backbone.hook.collate(recipe=self.recipe, rows=some, seed=seed)
+        batch: Batch = self.backbone.hook.collate(
+            recipe=self.recipe, rows=some, seed=seed, artifacts=self.data / "artifacts"
+        )
         return batch
 
     def loss(self, model: nn.Module, batch: Batch, trace: bool = False) -> Loss:
@@ -270,11 +272,14 @@ class Lab:
         place.parent.mkdir()
         if source.exists():
             shutil.copytree(source, place)
+        if (self.folder / "data" / "artifacts").exists():
+            shutil.copytree(self.folder / "data" / "artifacts", place.with_name("artifacts"))
         task = {
             "name": self.name,
             "recipe": self.recipe.model_dump(mode="json") if "resolved" in vars(self) else {},
             "rows": vars(self).get("rows", []),  # none, where `prepare` does not even make rows
             "checkpoint": str(place),
+            "artifacts": str(place.with_name("artifacts")),
             "seconds": SECONDS,
             "answer": "answer",
         }
