@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sheen_cli.console import warn as warn
     from sheen_cli.errors import SheenError as SheenError
     from sheen_cli.hookspecs import hookimpl as hookimpl
     from sheen_cli.optimization import Group as Group
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "SheenError": "errors",
+    "warn": "console",
     "hookimpl": "hookspecs",
     "Recipe": "recipe",
     "Section": "recipe",

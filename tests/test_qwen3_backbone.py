@@ -22,7 +22,17 @@ from sheen_cli.babble import speech
 from sheen_cli.rows import Rows
 from sheen_cli.synthesis import Voice
 from sheen_cli.testing import contract
-from sheen_qwen3_tts import base, batches, checkpoint, codec, miniature, model, preflight, stock
+from sheen_qwen3_tts import (
+    base,
+    batches,
+    checkpoint,
+    codec,
+    miniature,
+    model,
+    preflight,
+    references,
+    stock,
+)
 from sheen_qwen3_tts.layout import IGNORE
 
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine ten one", "two three")
@@ -199,7 +209,9 @@ def taught(home: Path, shift: int) -> model.Speech:
     """The tiny base after a while of training; with a shift, on the frames that come later."""
     speech_model = model.load(home / "base", checkpoint.load_voices(home / "data" / "artifacts"))
     rows = Rows(home / "data" / "train.jsonl")[:2]
-    inputs = batches.collate(speech_model.base, rows, [(True, False)] * 2).inputs
+    inputs = batches.collate(
+        speech_model.base, rows, [batches.SPOKEN] * 2, references.load(home / "data" / "artifacts")
+    ).inputs
     targets = inputs["targets"]
     shifted = torch.full_like(targets, IGNORE)
     shifted[:, : targets.shape[1] - shift] = targets[:, shift:]
@@ -217,12 +229,13 @@ def taught(home: Path, shift: int) -> model.Speech:
 
 def test_the_preflight_tells_a_good_base_from_one_trained_ahead_of_itself(home: Path) -> None:
     torch.manual_seed(0)
+    artifacts = home / "data" / "artifacts"
     rows = Rows(home / "data" / "train.jsonl")[:2]
-    assert preflight.check(taught(home, 0), rows, "good") is None
+    assert preflight.check(taught(home, 0), rows, artifacts, "good") is None
     with pytest.raises(SheenError, match=r"bad predicts the frame after the next one .* better"):
-        preflight.check(taught(home, 1), rows, "bad")
+        preflight.check(taught(home, 1), rows, artifacts, "bad")
     untrained = model.load(home / "base", checkpoint.load_voices(home / "data" / "artifacts"))
-    assert "knows no more than chance" in str(preflight.check(untrained, rows, "new"))
+    assert "knows no more than chance" in str(preflight.check(untrained, rows, artifacts, "new"))
 
 
 def test_the_preflight_can_be_left_out(home: Path, tmp_path: Path) -> None:

@@ -88,11 +88,10 @@ def greedy(asked: Asked, frames: int = 10) -> tuple[Tensor, Tensor]:
 def teacher_forced(ours: Speech, asked: Asked, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Our forward pass over rows built from their codes: logits of code 0 and of the others."""
     rows, targets = build(asked.prompt, codes.numpy(), ours.base.ids)
-    ours.voices = asked.vector[None]
     with torch.no_grad():
         return ours(
             torch.from_numpy(rows.text)[None], torch.from_numpy(rows.codec)[None],
-            torch.zeros(1, dtype=torch.long), torch.ones(1, len(rows.text), dtype=torch.long),
+            asked.vector[None], torch.ones(1, len(rows.text), dtype=torch.long),
             torch.from_numpy(targets)[None],
         )  # fmt: skip
 
@@ -215,9 +214,8 @@ def test_every_head_learns_from_its_own_codebook(planted: tuple[Speech, Asked, T
     """All 15 heads get a gradient, and head k from nothing but codebook k."""
     ours, asked, codes = planted
     rows, targets = build(asked.prompt, codes.numpy(), ours.base.ids)
-    ours.voices = asked.vector[None]
     inputs = [torch.from_numpy(rows.text)[None], torch.from_numpy(rows.codec)[None]]
-    inputs += [torch.zeros(1, dtype=torch.long), torch.ones(1, len(rows.text), dtype=torch.long)]
+    inputs += [asked.vector[None], torch.ones(1, len(rows.text), dtype=torch.long)]
     _, inner = ours(*inputs, torch.from_numpy(targets)[None])
     heads = ours.talker.code_predictor.lm_head
     for number, head in enumerate(heads):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from sheen_cli import (
     Audio,
@@ -24,6 +24,7 @@ from sheen_cli import (
     Skip,
     Term,
     hookimpl,
+    warn,
 )
 from sheen_qwen3_tts import stock
 
@@ -48,6 +49,20 @@ class Lora(Section):
     projection: bool = True  # train the text projection, whole
 
 
+class Conditioning(Section):
+    """Shares of the rows by what they are conditioned on; they need not add up to one."""
+
+    slot: float = Field(0.6, ge=0)  # the vector of the row's speaker, as a taught voice speaks
+    xvector: float = Field(0.2, ge=0)  # that of another clip of the speaker, as --ref clones
+    icl: float = Field(0.2, ge=0)  # and that clip's words and frames before it, as --icl clones
+
+    @model_validator(mode="after")
+    def _some(self) -> "Conditioning":
+        if not self.slot + self.xvector + self.icl:
+            raise ValueError("all shares are 0: no row could be laid out")
+        return self
+
+
 class Options(Section):
     base: str = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"  # a folder or a Hub id
     preflight: bool = True  # refuse a base that predicts the frame after the next one
@@ -56,8 +71,10 @@ class Options(Section):
     freeze: tuple[str, ...] = ("model.text_embedding.*",)  # patterns of the talker's parameters
     projection_learning_rate: PositiveFloat | None = None  # None: the recipe's
     subtalker_weight: float = Field(0.3, ge=0)
+    conditioning: Conditioning = Conditioning()
     named_language: float = Field(0.5, ge=0, le=1)  # share of rows whose language tag is named
-    streaming: float = Field(0.25, ge=0, le=1)  # share of rows with text and frames side by side
+    streaming: float = Field(0.5, ge=0, le=1)  # share of rows with text and frames side by side
+    encode_seconds: PositiveFloat = 60  # of a batch of the codec on a GPU; a CPU takes single clips
     temperature: PositiveFloat = 0.9
     top_k: int = Field(50, ge=0)  # 0: all
     top_p: float = Field(1.0, gt=0, le=1)
@@ -95,44 +112,49 @@ def tiny(folder: Path) -> Sequence[str]:
 def prepare(
     recipe: Recipe[Options], clips: Iterable[Clip], artifacts: Path
 ) -> Iterator[Row | Skip]:
-    """Voices first, one vector for each speaker: the mean over the clips that are trained on."""
-    import torch
-
-    from sheen_qwen3_tts import base, checkpoint, codec
+    """Voices and references first, in a pass of their own; then codes, a batch at a time."""
+    from sheen_qwen3_tts import base, codec, references
 
     folder = base.local(recipe.model.base)
-    encoder, sums = codec.speaker_encoder(folder), dict[str, list[Any]]()
-    for clip in clips:
-        if clip.split in (None, "train") and len(clip.audio) >= codec.SHORTEST:
-            found = sums.setdefault(voice_of(clip.speaker), [torch.zeros(()), 0])
-            found[0], found[1] = found[0] + codec.vector(encoder, clip.audio), found[1] + 1
-    voices = {name: total / count for name, (total, count) in sorted(sums.items())}
-    checkpoint.save_voices(voices, artifacts)
-    numbers, spoken = {name: number for number, name in enumerate(voices)}, codec.load(folder)
-    for clip in clips:
-        name = voice_of(clip.speaker)
+    spoken = codec.load(folder)
+    found = references.gather(clips, codec.speaker_encoder(folder), spoken)
+    references.save(found, artifacts)
+    codec.note(folder, artifacts)
+    numbers = {name: number for number, name in enumerate(found.voices)}
+    places = {heard.name: number for number, heard in enumerate(found.all)}
+    told = references.Notices(base.read(folder), found)
+    budget = recipe.model.encode_seconds if codec.device() == "cuda" else 0.0
+    for clip, codes in codec.encoded(spoken, clips, budget):
+        name, heard = references.voice_of(clip.speaker), None
         if name not in numbers:
             yield Skip("unknown-voice", f"no training clip of '{name}' is long enough")
-            continue
-        codes = codec.encode(spoken, clip.audio)
-        if codec.constant(codes):
+        elif codec.constant(codes):
             yield Skip("constant-codes", "the codec hears the same in every frame")
-            continue
-        yield {"audio_codes": codes.tolist(), "voice": numbers[name]}
-
-
-def voice_of(speaker: str | None) -> str:
-    """The name of a row's voice; inference looks names up in lower case."""
-    return (speaker or "speaker").strip().lower()
+        elif isinstance(heard := found.of(clip), Skip):
+            yield heard
+        else:
+            told.note(clip, heard)
+            file = heard.path if heard and heard.path else clip.path
+            yield {
+                "audio_codes": codes.tolist(),
+                "voice": numbers[name],
+                "reference": places[heard.name] if heard else None,
+                "ref_audio": str(file) if file else None,
+                "ref_text": heard.text if heard else None,
+            }
+    for text in told.lines():
+        warn(text)
 
 
 @hookimpl
-def collate(recipe: Recipe[Options], rows: Sequence[Row], seed: int | None) -> Batch:
-    from sheen_qwen3_tts import base, batches
+def collate(
+    recipe: Recipe[Options], rows: Sequence[Row], seed: int | None, artifacts: Path
+) -> Batch:
+    from sheen_qwen3_tts import base, batches, references
 
-    options = recipe.model
-    mix = batches.drawn(seed, len(rows), options.named_language, options.streaming)
-    return batches.collate(base.read(base.local(options.base)), rows, mix)
+    forms = batches.drawn(seed, len(rows), recipe.model)
+    own = base.read(base.local(recipe.model.base))
+    return batches.collate(own, rows, forms, references.load(artifacts))
 
 
 @hookimpl
@@ -197,10 +219,11 @@ def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool)
 
 @hookimpl
 def train(recipe: Recipe[Options], run: Run) -> None:
-    from sheen_qwen3_tts import adapters, base, model, preflight
+    from sheen_qwen3_tts import adapters, base, codec, model, preflight
     from sheen_qwen3_tts import checkpoint as saved
 
     options = recipe.model
+    codec.check(base.local(options.base), run.artifacts, str(run.rows.path.parent))
     if run.resume:
         speech = load(recipe, run.resume)
     else:
@@ -208,7 +231,7 @@ def train(recipe: Recipe[Options], run: Run) -> None:
         speech = model.load(base.local(options.base), voices, options.attention)
         if options.preflight:
             some = run.rows[: min(len(run.rows), recipe.train.batch_size)]
-            if notice := preflight.check(speech, some, options.base):
+            if notice := preflight.check(speech, some, run.artifacts, options.base):
                 run.warn(notice)
         if options.lora:
             adapted(speech, recipe)

@@ -62,6 +62,9 @@ class Base:
     def instruction(self, text: str) -> Tokens:
         return self.tokens(f"<|im_start|>user\n{text.strip()}<|im_end|>\n")
 
+    def knows(self, language: str) -> bool:
+        return language.strip().lower() == "auto" or self.language(language) is not None
+
     def language(self, name: str | None) -> int | None:
         """The tag's id of a language by name or ISO code; None for auto and for one it lacks."""
         if name is None:

@@ -1,55 +1,96 @@
 """Rows as one batch: each row's prompt laid out, frames and targets behind it, right-padded."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sheen_cli import Batch, Row, SheenError
 from sheen_qwen3_tts.base import Base
 from sheen_qwen3_tts.layout import IGNORE, NONE, VECTOR, Prompt, build
+from sheen_qwen3_tts.references import Tables, frames
+
+if TYPE_CHECKING:
+    from sheen_qwen3_tts import Options
 
 
-def collate(base: Base, rows: Sequence[Row], mix: Sequence[tuple[bool, bool]]) -> Batch:
-    """`mix` says of each row whether its language is named, and whether it is streaming."""
-    laid = [lay(base, row, *how) for row, how in zip(rows, mix, strict=True)]
-    width = max(len(text) for text, _, _ in laid)
+@dataclass(frozen=True)
+class Form:
+    """How a row is laid out: whose vector and what before it (`slot`: its voice's, `xvector`: its
+    reference's, `icl`: that and the reference itself), whether its language is named, whether text
+    and frames run side by side.
+    """
+
+    conditioning: str = "slot"
+    named: bool = True
+    streaming: bool = False
+
+
+SPOKEN = Form()  # that in which `synth` speaks with a voice that was taught
+
+
+def drawn(seed: int | None, count: int, options: "Options") -> list[Form]:
+    """A form for each row, by the recipe's shares; without a seed that of a taught voice."""
+    if seed is None:
+        return [SPOKEN] * count
+    chance, shares = Random(seed), options.conditioning.model_dump()
+    return [
+        Form(
+            chance.choices(list(shares), list(shares.values()))[0],
+            chance.random() < options.named_language,
+            chance.random() < options.streaming,
+        )
+        for _ in range(count)
+    ]
+
+
+def collate(base: Base, rows: Sequence[Row], forms: Sequence[Form], tables: Tables) -> Batch:
+    """`vectors` (B, hidden) are the rows' speakers'; ids and targets are as in `layout`."""
+    laid = [lay(base, row, form, tables) for row, form in zip(rows, forms, strict=True)]
+    width = max(len(one.text) for one in laid)
     groups = base.ids.groups
     text = torch.full((len(rows), width), NONE)
     codec = torch.full((len(rows), width, groups), NONE)
     targets = torch.full((len(rows), width, groups), IGNORE)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for row, (words, codes, wanted) in enumerate(laid):
-        text[row, : len(words)] = torch.from_numpy(words)
-        codec[row, : len(words)] = torch.from_numpy(codes)
-        targets[row, : len(words)] = torch.from_numpy(wanted)
-        mask[row, : len(words)] = 1
-    voice = torch.tensor([row["voice"] for row in rows])
-    inputs = {"text": text, "codec": codec, "voice": voice, "mask": mask, "targets": targets}
+    for row, one in enumerate(laid):
+        text[row, : len(one.text)] = torch.from_numpy(one.text)
+        codec[row, : len(one.text)] = torch.from_numpy(one.codec)
+        targets[row, : len(one.text)] = torch.from_numpy(one.targets)
+        mask[row, : len(one.text)] = 1
+    vectors = torch.stack([one.vector for one in laid])
+    inputs = {"text": text, "codec": codec, "vectors": vectors, "mask": mask, "targets": targets}
     asked = targets != IGNORE
     counts = {"talker": int(asked[..., 0].sum()), "subtalker": int(asked[..., 1:].sum())}
     return Batch(inputs, counts)
 
 
-def lay(
-    base: Base, row: Row, named: bool, streaming: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One row's text ids, codec ids and targets. Raises SheenError that names the row."""
+@dataclass(frozen=True)
+class Laid:
+    text: np.ndarray
+    codec: np.ndarray
+    targets: np.ndarray
+    vector: Tensor
+
+
+def lay(base: Base, row: Row, form: Form, tables: Tables) -> Laid:
+    """One row's ids, targets and vector. A row without a reference, or without its words, takes the
+    form that it can. Raises SheenError that names the row.
+    """
     words = base.words(row["text"])
     if not words:
         raise SheenError(f"row {row.get('id')}: its text is empty")
-    language = base.language(row.get("language")) if named else None
-    prompt = Prompt(words, VECTOR, language, (), None, streaming)
-    laid, targets = build(prompt, np.array(row["audio_codes"]), base.ids)
-    return laid.text, laid.codec, targets
-
-
-def drawn(seed: int | None, count: int, named: float, streaming: float) -> list[tuple[bool, bool]]:
-    """For each row whether its language is named and whether it is streaming; without a seed the
-    layout in which a taught voice is spoken: named, not streaming.
-    """
-    if seed is None:
-        return [(True, False)] * count
-    chance = Random(seed)
-    return [(chance.random() < named, chance.random() < streaming) for _ in range(count)]
+    vector, before = tables.voices[row["voice"]], None
+    if form.conditioning != "slot" and row.get("reference") is not None:
+        heard = tables.references[row["reference"]]
+        vector = heard.vector
+        if form.conditioning == "icl" and heard.text:
+            before = base.said(heard.text), frames(heard.codes)
+    language = base.language(row.get("language")) if form.named else None
+    prompt = Prompt(words, VECTOR, language, (), before, form.streaming)
+    rows, targets = build(prompt, np.array(row["audio_codes"]), base.ids)
+    return Laid(rows.text, rows.codec, targets, vector)

@@ -4,7 +4,11 @@ Clips are filled up to whole frames, since a batch's padding would change a last
 the speaker encoder's pooling knows no lengths.
 """
 
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sheen_cli import SheenError
+from sheen_cli import Clip, SheenError
+from sheen_cli.files import sha256
 from sheen_qwen3_tts import stock
 from sheen_qwen3_tts.base import Base
 
 RATE, FRAME = 24_000, 1_920  # Hz; samples of a frame
+WINDOW = 256  # clips that are sorted by length before they are cut into batches
 SHORTEST = 5 * 256 + 1_024  # samples from which the speaker encoder can make a vector
 
 
@@ -26,15 +32,62 @@ def load(folder: Path) -> Any:
     stock.load()
     from qwen_tts.inference.qwen3_tts_tokenizer import Qwen3TTSTokenizer
 
-    return Qwen3TTSTokenizer.from_pretrained(str(folder / "speech_tokenizer"), dtype=torch.float32)
+    return Qwen3TTSTokenizer.from_pretrained(
+        str(folder / "speech_tokenizer"), dtype=torch.float32, device_map=device()
+    )
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def encode(codec: Any, audio: np.ndarray) -> Tensor:
+    """Sound (n,) at 24 kHz -> codes (ceil(n / 1920), groups)."""
+    return encode_all(codec, [audio])[0]
 
 
 @torch.inference_mode()
-def encode(codec: Any, audio: np.ndarray) -> Tensor:
-    """Sound (n,) at 24 kHz -> codes (ceil(n / 1920), groups)."""
-    whole = np.pad(audio, (0, -len(audio) % FRAME)).astype(np.float32)
-    codes: Tensor = codec.encode(whole, sr=RATE).audio_codes[0]
-    return codes
+def encode_all(codec: Any, sounds: Sequence[np.ndarray]) -> list[Tensor]:
+    """Several sounds in one batch. Each is filled up to whole frames first, which keeps what the
+    batch pads it with out of its last frame.
+    """
+    whole = [np.pad(sound, (0, -len(sound) % FRAME)).astype(np.float32) for sound in sounds]
+    found: list[Tensor] = codec.encode(whole, sr=RATE).audio_codes
+    return [codes.cpu() for codes in found]
+
+
+def encoded(codec: Any, clips: Iterable[Clip], seconds: float) -> Iterator[tuple[Clip, Tensor]]:
+    """Every clip with its codes, in order; those that the source brings are taken as they are.
+
+    Batches hold clips of like length, and no more than `seconds` of sound, their padding counted.
+    """
+    for some in batched(clips, WINDOW if seconds else 1):
+        order = sorted(
+            (number for number, clip in enumerate(some) if clip.codes is None),
+            key=lambda number: len(some[number].audio),
+        )
+        codes = {n: torch.from_numpy(c.codes) for n, c in enumerate(some) if c.codes is not None}
+        for batch in within(order, [len(clip.audio) for clip in some], seconds * RATE):
+            sounds = [some[number].audio for number in batch]
+            codes |= dict(zip(batch, encode_all(codec, sounds), strict=True))
+        yield from ((clip, codes[number]) for number, clip in enumerate(some))
+
+
+def within(order: Sequence[int], lengths: Sequence[int], most: float) -> Iterator[list[int]]:
+    """Numbers sorted by length, cut so that count times longest is `most` at most, or one."""
+    batch: list[int] = []
+    for number in order:
+        if batch and (len(batch) + 1) * lengths[number] > most:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def of(codec: Any, clip: Clip) -> Tensor:
+    """The codes of a clip: those that its source brings, else by the codec."""
+    return encode(codec, clip.audio) if clip.codes is None else torch.from_numpy(clip.codes)
 
 
 @torch.inference_mode()
@@ -95,3 +148,36 @@ def constant(codes: Tensor) -> bool:
 def shape(base: Base) -> tuple[int, ...]:
     """The size of each codebook."""
     return (base.codes,) * base.ids.groups
+
+
+def batched(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
+    stream = iter(clips)
+    while some := list(islice(stream, size)):
+        yield some
+
+
+FACTS = "codec.json"
+
+
+def note(folder: Path, artifacts: Path) -> None:
+    """Write down which codec made the codes: other weights mean other codes, and so may another
+    transformers.
+    """
+    facts = {"sha256": weights(folder), "transformers": version("transformers"), "frame": FRAME}
+    (artifacts / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
+
+
+def check(folder: Path, artifacts: Path, data: str) -> None:
+    """Raise SheenError where rows were made by another codec than the base's."""
+    made = json.loads((artifacts / FACTS).read_text("utf-8"))["sha256"]
+    if made != weights(folder):
+        raise SheenError(
+            f"{data} was made by another codec ({made[:12]}) than that of {folder} "
+            f"({weights(folder)[:12]}); prepare it again"
+        )
+
+
+@cache
+def weights(folder: Path) -> str:
+    """SHA-256 of the codec's weights."""
+    return sha256(folder / "speech_tokenizer" / "model.safetensors")

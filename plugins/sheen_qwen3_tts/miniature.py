@@ -16,7 +16,7 @@ WHOLE = ("assistant", "user", "system")  # one token each, as inference counts o
 CODES, GROUPS, CONTROL = 32, 16, 1024
 SETTINGS = (
     "train.max_steps=300", "train.learning_rate=1e-2", "model.named_language=1",
-    "model.streaming=0", "model.lora=null",
+    "model.streaming=0", "model.conditioning={slot: 1, xvector: 0, icl: 0}", "model.lora=null",
 )  # fmt: skip
 
 

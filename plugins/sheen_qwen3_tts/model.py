@@ -58,15 +58,15 @@ class Speech(nn.Module):
         return total
 
     def forward(
-        self, text: Tensor, codec: Tensor, voice: Tensor, mask: Tensor, targets: Tensor
+        self, text: Tensor, codec: Tensor, vectors: Tensor, mask: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits of code 0 or the end for every row that has it as a target (rows, vocabulary), and
         of codes 1.. for every row that predicts a frame (frames, groups - 1, codes).
 
-        `voice` (B,) numbers each sequence's vector; `targets` (B, n, groups) lie on the row that
-        predicts them; sequences are right-padded.
+        `vectors` (B, hidden) are the sequences' speakers'; `targets` (B, n, groups) lie on the row
+        that predicts them; sequences are right-padded.
         """
-        inputs = self.embed(text, codec, self.voices[voice])
+        inputs = self.embed(text, codec, vectors)
         hidden = self.talker.model(
             inputs_embeds=inputs, attention_mask=mask, use_cache=False
         ).last_hidden_state

@@ -5,13 +5,15 @@ Trainers that shift labels twice leave checkpoints that look trained and have un
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sheen_cli import Row, SheenError
-from sheen_qwen3_tts.batches import collate
+from sheen_qwen3_tts import references
+from sheen_qwen3_tts.batches import SPOKEN, collate
 from sheen_qwen3_tts.layout import IGNORE
 from sheen_qwen3_tts.model import Speech
 
@@ -19,9 +21,10 @@ CLEARLY = 0.3  # nats below chance from which a model counts as trained
 
 
 @torch.no_grad()
-def losses(model: Speech, rows: Sequence[Row]) -> tuple[float, float]:
+def losses(model: Speech, rows: Sequence[Row], artifacts: Path) -> tuple[float, float]:
     """Cross-entropy of code 0 against the frame that is due, and against the one after it."""
-    batch = collate(model.base, rows, [(True, False)] * len(rows))
+    tables = references.load(artifacts)
+    batch = collate(model.base, rows, [SPOKEN] * len(rows), tables)
     inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs.items()}
     first, _ = model.eval()(**inputs)
     wanted = inputs["targets"][..., 0]
@@ -32,9 +35,9 @@ def losses(model: Speech, rows: Sequence[Row]) -> tuple[float, float]:
     return float(aligned), float(cross_entropy(*ahead))
 
 
-def check(model: Speech, rows: Sequence[Row], name: str) -> str | None:
+def check(model: Speech, rows: Sequence[Row], artifacts: Path, name: str) -> str | None:
     """A notice where the base is untrained. Raises SheenError where it speaks ahead of itself."""
-    aligned, ahead = losses(model, rows)
+    aligned, ahead = losses(model, rows, artifacts)
     chance = math.log(model.base.talker["vocab_size"])
     if min(aligned, ahead) > chance - CLEARLY:
         return (
