@@ -1,0 +1,259 @@
+"""What Qwen3-TTS rows are made of: codes, voices, references, and the forms in which they are laid
+out.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from sheen_cli import Clip, Reference, Request, Skip
+from sheen_cli.babble import speech
+from sheen_cli.backbones import load
+from sheen_qwen3_tts import Conditioning, Options, base, batches, codec, miniature, references
+from sheen_qwen3_tts import model as models
+from sheen_qwen3_tts.layout import IGNORE, VECTOR, parse, prefix
+from sheen_qwen3_tts.voice import heard_of, wish
+
+TEXTS = ("one two three", "four five", "six seven", "eight", "nine one two", "three four five six")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.build(tmp_path_factory.mktemp("rows") / "base").resolve()
+
+
+def clip(number: int, speaker: str | None, **more: Any) -> Clip:
+    text = TEXTS[number % len(TEXTS)]
+    sound = speech(f"{text} {number}", 24_000)
+    return Clip(f"clip-{number}", text, sound, 24_000, speaker, "en", **more)
+
+
+@pytest.fixture(scope="module")
+def clips(folder: Path) -> list[Clip]:
+    """Five of Anna, three of Bo, one of Cy."""
+    return [clip(number, name) for number, name in enumerate(["Anna"] * 5 + ["Bo"] * 3 + ["Cy"])]
+
+
+def prepared(folder: Path, clips: list[Clip], artifacts: Path) -> list[Any]:
+    artifacts.mkdir()
+    return list(
+        load("qwen3-tts").hook.prepare(recipe=recipe(folder), clips=clips, artifacts=artifacts)
+    )
+
+
+def recipe(folder: Path) -> Any:
+    from sheen_cli.backbones import resolve
+
+    return resolve("qwen3tts-lora", [f"model.base={folder}"])[0]
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Rows as the host would write them, and the tables beside them."""
+    artifacts = tmp_path_factory.mktemp("made") / "artifacts"
+    rows = prepared(folder, clips, artifacts)
+    facts = [{"id": c.id, "text": c.text, "language": c.language} for c in clips]
+    whole = [{**fact, **row} for fact, row in zip(facts, rows, strict=True)]
+    return json.loads(json.dumps(whole)), references.load(artifacts)
+
+
+def test_the_reference_of_a_row_is_another_clip_of_its_speaker(
+    made: Any, clips: list[Clip]
+) -> None:
+    rows, tables = made
+    speaker = {each.id: each.speaker for each in clips}
+    assert tables.names == ("anna", "bo", "cy")
+    for row, each in zip(rows, clips, strict=True):
+        assert tables.names[row["voice"]] == each.speaker.lower()
+        if each.speaker == "Cy":
+            assert row["reference"] is None
+            continue
+        heard = tables.references[row["reference"]]
+        assert heard.name != each.id and speaker[heard.name] == each.speaker
+        assert row["ref_text"] == heard.text
+    assert len({row["reference"] for row in rows[:5]}) > 1  # not one for all
+
+
+def test_vectors_and_codes_are_those_of_the_clips(
+    made: Any, clips: list[Clip], folder: Path
+) -> None:
+    rows, tables = made
+    encoder, spoken = codec.speaker_encoder(folder), codec.load(folder)
+    mean = torch.stack([codec.vector(encoder, each.audio) for each in clips[:5]]).mean(0)
+    torch.testing.assert_close(tables.voices[0], mean)
+    by_id = {each.id: each for each in clips}
+    for heard in tables.references:
+        assert torch.equal(heard.vector, codec.vector(encoder, by_id[heard.name].audio))
+        assert torch.equal(heard.codes, codec.encode(spoken, by_id[heard.name].audio))
+    for row, each in zip(rows, clips, strict=True):
+        assert len(row["audio_codes"]) == -(-len(each.audio) // codec.FRAME)
+
+
+def test_references_are_few_and_of_a_good_length(folder: Path, tmp_path: Path) -> None:
+    long = np.resize(speech("one", 24_000), 24_000 * 16)
+    good = np.resize(speech("two", 24_000), 24_000 * 4)
+    many = [replace(clip(number, "a"), id=f"short-{number}") for number in range(12)]
+    many += [replace(clip(0, "a"), id="long", audio=long)]
+    many += [replace(clip(0, "a"), id=f"good-{n}", audio=good) for n in range(3)]
+    prepared(folder, many, tmp_path / "artifacts")
+    names = [heard.name for heard in references.load(tmp_path / "artifacts").references]
+    assert len(names) == references.MOST and "long" not in names
+    assert {"good-0", "good-1", "good-2"} <= set(names)
+    prepared(folder, many, tmp_path / "again")
+    assert names == [heard.name for heard in references.load(tmp_path / "again").references]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+@pytest.mark.parametrize("conditioning", ["slot", "xvector", "icl"])
+def test_a_row_of_any_form_is_what_synth_lays_out(
+    folder: Path, made: Any, clips: list[Clip], conditioning: str, streaming: bool
+) -> None:
+    """The same prompt and vector, from the row and its artifacts as from a request."""
+    rows, tables = made
+    row, form = rows[0], batches.Form(conditioning, True, streaming)
+    voices = dict(zip(tables.names, tables.voices, strict=True))
+    speaking = models.load(folder, voices)
+    heard = next(c for c in clips if c.id == tables.references[row["reference"]].name)
+    reference = Reference(heard.audio, heard.text, conditioning == "icl")
+    if conditioning == "slot":
+        request = Request(row["text"], speaker="anna", language="en")
+    else:
+        request = Request(row["text"], language="en", reference=reference)
+    asked = wish(speaking, request, heard_of(codec.load(folder), request))
+    asked = replace(asked, prompt=replace(asked.prompt, streaming=streaming))
+    batch = batches.collate(base.read(folder), [row], [form], tables)
+    torch.testing.assert_close(batch.inputs["vectors"][0], asked.vector)
+    start = prefix(asked.prompt, speaking.base.ids)
+    length = len(start.text)
+    assert batch.inputs["text"][0, :length].tolist() == start.text.tolist()
+    assert batch.inputs["codec"][0, :length].tolist() == start.codec.tolist()
+    targets = batch.inputs["targets"][0]
+    assert (targets[: length - 1] == IGNORE).all()  # nothing of the reference is learnt
+    assert targets[length - 1].tolist() == row["audio_codes"][0]
+    assert batch.counts["talker"] == len(row["audio_codes"]) + 1
+
+
+def test_shares_are_drawn_and_a_seed_settles_them() -> None:
+    options = Options(
+        conditioning=Conditioning(slot=1, xvector=1, icl=2), named_language=0.25, streaming=0.75
+    )
+    forms = batches.drawn(3, 4_000, options)
+    assert forms == batches.drawn(3, 4_000, options) != batches.drawn(4, 4_000, options)
+    share = {
+        name: np.mean([form.conditioning == name for form in forms])
+        for name in ("slot", "xvector", "icl")
+    }
+    assert share == pytest.approx({"slot": 0.25, "xvector": 0.25, "icl": 0.5}, abs=0.03)
+    assert np.mean([form.named for form in forms]) == pytest.approx(0.25, abs=0.03)
+    assert np.mean([form.streaming for form in forms]) == pytest.approx(0.75, abs=0.03)
+    assert batches.drawn(None, 2, options) == [batches.Form("slot", True, False)] * 2
+    with pytest.raises(ValueError, match="all shares are 0"):
+        Conditioning(slot=0, xvector=0, icl=0)
+
+
+def test_a_row_without_a_reference_or_its_words_takes_the_form_that_it_can(
+    folder: Path, made: Any
+) -> None:
+    rows, tables = made
+    opened = base.read(folder)
+    forms = {name: batches.Form(name) for name in ("slot", "xvector", "icl")}
+
+    def laid(row: Any, form: str, tables: references.Tables = tables) -> Any:
+        return batches.lay(opened, row, forms[form], tables)
+
+    alone = rows[-1]
+    for form in ("xvector", "icl"):
+        assert np.array_equal(laid(alone, form).codec, laid(alone, "slot").codec)
+        assert torch.equal(laid(alone, form).vector, tables.voices[2])
+    mute = replace(tables, references=[replace(heard, text=None) for heard in tables.references])
+    assert np.array_equal(laid(rows[0], "icl", mute).codec, laid(rows[0], "xvector").codec)
+    prompt, frames = parse(
+        replace_rows(laid(rows[0], "icl"), opened), opened.ids, len(rows[0]["audio_codes"])
+    )
+    assert prompt.speaker == VECTOR and prompt.reference is not None
+    heard = tables.references[rows[0]["reference"]]
+    assert prompt.reference[1] == references.frames(heard.codes)
+    assert frames.tolist() == rows[0]["audio_codes"]
+
+
+def replace_rows(laid: Any, opened: base.Base) -> Any:
+    from sheen_qwen3_tts.layout import Rows
+
+    return Rows(laid.text, laid.codec, ())
+
+
+def test_references_and_codes_that_the_source_gives(
+    folder: Path, clips: list[Clip], tmp_path: Path
+) -> None:
+    wav, bad = tmp_path / "ref.wav", tmp_path / "bad.wav"
+    soundfile.write(wav, np.stack([speech("nine ten", 44_100)] * 2, 1), 44_100)
+    bad.write_bytes(b"RIFF")
+    codes = np.arange(5 * 16).reshape(5, 16) % 32
+    given = [
+        replace(clips[0], ref_audio=wav, ref_text="nine ten"),
+        replace(clips[1], audio=np.zeros(0, np.float32), codes=codes, ref_audio=wav),
+        replace(clips[2], ref_audio=bad),
+    ]
+    rows = prepared(folder, given, tmp_path / "artifacts")
+    tables = references.load(tmp_path / "artifacts")
+    assert rows[0]["ref_audio"] == str(wav) and rows[0]["ref_text"] == "nine ten"
+    assert tables.references[rows[0]["reference"]].name == str(wav)
+    assert rows[1]["audio_codes"] == codes.tolist()  # taken as they are
+    assert isinstance(rows[2], Skip) and "bad.wav" in rows[2].detail
+    own = [codec.vector(codec.speaker_encoder(folder), each.audio) for each in (clips[0], clips[2])]
+    reference = tables.references[rows[0]["reference"]].vector
+    torch.testing.assert_close(tables.voices[0], torch.stack([*own, reference]).mean(0))
+
+
+def test_what_is_said_of_a_set(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wav = tmp_path / "ref.wav"
+    soundfile.write(wav, speech("nine", 24_000), 24_000)
+    some = [replace(clip(0, "a"), language="ha"), replace(clip(1, "b"), language="Auto")]
+    prepared(folder, [replace(each, ref_audio=wav) for each in some], tmp_path / "one")
+    said = capsys.readouterr().err
+    assert "1 of 2 rows are of the language 'ha', which the base lacks" in " ".join(said.split())
+    assert "is the reference of several speakers (a, b)" in " ".join(said.split())
+    assert "2 of 2 rows have a reference without words" in " ".join(said.split())
+    prepared(folder, some, tmp_path / "two")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 of 2 rows have no other clip of their speaker" in said
+
+
+def test_batches_of_the_codec_are_of_like_length_and_capped() -> None:
+    lengths = [5, 1, 9, 3, 3, 20]
+    order = sorted(range(6), key=lengths.__getitem__)
+    cut = list(codec.within(order, lengths, 10))
+    assert [number for batch in cut for number in batch] == order
+    assert all(
+        len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= 10 for batch in cut
+    )
+    assert [5] in cut and max(map(len, cut)) == 3
+
+
+def test_a_clips_codes_do_not_depend_on_its_batch(folder: Path, clips: list[Clip]) -> None:
+    spoken = codec.load(folder)
+    alone = [codec.encode(spoken, each.audio) for each in clips]
+    together = dict((each.id, codes) for each, codes in codec.encoded(spoken, clips, seconds=4.0))
+    assert list(together) == [each.id for each in clips]  # in order
+    for each, codes in zip(clips, alone, strict=True):
+        assert codes.shape == together[each.id].shape
+        assert torch.equal(codes[-1], together[each.id][-1])  # the clip's end, above all
+        assert (codes == together[each.id]).float().mean() >= 0.99  # near ties may fall otherwise
+
+
+def test_data_of_another_codec_is_refused(folder: Path, clips: list[Clip], tmp_path: Path) -> None:
+    from sheen_cli import SheenError
+
+    prepared(folder, clips[:2], tmp_path / "artifacts")
+    codec.check(folder, tmp_path / "artifacts", "data")
+    other = miniature.build(tmp_path / "other", seed=1)
+    with pytest.raises(SheenError, match="data was made by another codec"):
+        codec.check(other, tmp_path / "artifacts", "data")
