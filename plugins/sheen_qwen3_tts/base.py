@@ -4,8 +4,9 @@ The raw config.json is read, never the library's config class, which cannot be s
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,49 @@ class Base:
 
     def language(self, name: str | None) -> int | None:
         """The tag's id of a language by name or ISO code; None for auto and for one it lacks."""
-        if name is None:
-            return None
-        plain = name.strip().lower()
-        return self.languages.get(ISO.get(plain.partition("-")[0], plain))
+        return None if name is None else self.languages.get(spelt_out(name))
+
+    def free(self) -> list[int]:
+        """Rows of the codec table that mean nothing yet, the last first."""
+        talker = self.talker
+        taken = {value for key, value in talker.items() if re.fullmatch(r"codec_\w+_id", key)}
+        taken |= {*self.languages.values(), *self.voices.values()}
+        vocabulary = talker["vocab_size"]
+        return [
+            row for row in reversed(range(vocabulary - CONTROL, vocabulary)) if row not in taken
+        ]
 
 
-# The languages of the released checkpoints, by ISO 639-1.
-ISO = {
-    "zh": "chinese", "en": "english", "de": "german", "es": "spanish", "ja": "japanese",
-    "fr": "french", "ko": "korean", "ru": "russian", "it": "italian", "pt": "portuguese",
-}  # fmt: skip
+CONTROL = 1024  # rows at the end of the codec table that are no audio
+
+
+def spelt_out(language: str) -> str:
+    """The English name of a language given by that or by an ISO 639-1 code: `pt-BR`, portuguese."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    plain = language.strip().lower()
+    name: str = LANGUAGES.get(re.split("[-_]", plain)[0], plain)
+    return name
+
+
+def extended(base: Base, new: Mapping[str, str]) -> Base:
+    """The base with a tag, on a free row, for each language of `new` that it lacks; these name the
+    language that it starts from. Raises SheenError where there is no such one, or no free row.
+    """
+    ids, rows = base.languages, iter(base.free())
+    for language, like in new.items():
+        if spelt_out(like) not in base.languages:
+            raise SheenError(
+                f"model.new_languages: '{language}' is to start from '{like}', which the base "
+                f"lacks; it has {', '.join(sorted(base.languages))}"
+            )
+        if spelt_out(language) not in ids:
+            row = next(rows, None)
+            if row is None:
+                raise SheenError(f"model.new_languages: no free row is left for '{language}'")
+            ids[spelt_out(language)] = row
+    talker = {**base.talker, "codec_language_id": ids}
+    return replace(base, config={**base.config, "talker_config": talker})
 
 
 def local(place: str) -> Path:
@@ -102,8 +135,8 @@ def local(place: str) -> Path:
 
 
 @cache
-def read(folder: Path) -> Base:
-    """Open a folder. Raises SheenError where it is no Qwen3-TTS checkpoint of the 12 Hz codec."""
+def read(folder: Path, new_languages: tuple[tuple[str, str], ...] = ()) -> Base:
+    """Open a folder, with tags for languages that it may lack. Raises SheenError where it is no Qwen3-TTS checkpoint of the 12 Hz codec."""
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if not (folder / "speech_tokenizer" / "config.json").is_file():
         missing.append("speech_tokenizer/config.json")
@@ -126,4 +159,4 @@ def read(folder: Path) -> Base:
     role = tokenizer(text=ROLE)["input_ids"][0]
     if len(role) != 3:
         raise SheenError(f"{folder}: its tokenizer makes {len(role)} tokens of the role, not 3")
-    return Base(folder, config, tokenizer, Ids.of(config, role))
+    return extended(Base(folder, config, tokenizer, Ids.of(config, role)), dict(new_languages))
