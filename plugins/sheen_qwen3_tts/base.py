@@ -73,7 +73,7 @@ class Base:
     def free(self) -> list[int]:
         """Rows of the codec table that mean nothing yet, the last first."""
         talker = self.talker
-        taken = {value for key, value in talker.items() if re.fullmatch(r"codec_\w+_id", key)}
+        taken = {value for value in talker.values() if isinstance(value, int)}  # control ids, too
         taken |= {*self.languages.values(), *self.voices.values()}
         vocabulary = talker["vocab_size"]
         return [
@@ -136,7 +136,9 @@ def local(place: str) -> Path:
 
 @cache
 def read(folder: Path, new_languages: tuple[tuple[str, str], ...] = ()) -> Base:
-    """Open a folder, with tags for languages that it may lack. Raises SheenError where it is no Qwen3-TTS checkpoint of the 12 Hz codec."""
+    """Open a folder, with tags for languages that it may lack. Raises SheenError where it is no
+    Qwen3-TTS checkpoint of the 12 Hz codec.
+    """
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if not (folder / "speech_tokenizer" / "config.json").is_file():
         missing.append("speech_tokenizer/config.json")
