@@ -97,12 +97,27 @@ def check(samples: np.ndarray, seconds: float, shortest: float, longest: float) 
         raise Rejected(
             "non-finite", f"{int((~np.isfinite(samples)).sum())} samples are NaN or infinite"
         )
+    check_length(seconds, shortest, longest)
+    if np.abs(samples).max() < SILENT:
+        raise Rejected("silent", "its peak is below -80 dB")
+
+
+def check_length(seconds: float, shortest: float, longest: float) -> None:
     if seconds < shortest:
         raise Rejected("too-short", f"{seconds:.2f} s, at least {shortest:g} s is needed")
     if seconds > longest:
         raise Rejected("too-long", f"{seconds:.2f} s, the limit is {longest:g} s")
-    if np.abs(samples).max() < SILENT:
-        raise Rejected("silent", "its peak is below -80 dB")
+
+
+def quantized(samples: np.ndarray) -> np.ndarray:
+    """The samples as 16-bit WAV holds them, int16; divided by 32768 they are what is read back."""
+    return np.asarray(np.clip(np.rint(samples * 32768.0), -32768, 32767), np.int16)
+
+
+def write_exact(path: Path, samples: np.ndarray, rate: int) -> None:
+    """Write int16 samples as WAV, whole or not at all; they read back as they are."""
+    with replacing(path) as stream:
+        soundfile.write(stream, samples, rate, format="WAV", subtype="PCM_16")
 
 
 def write(path: Path, samples: np.ndarray, rate: int) -> None:

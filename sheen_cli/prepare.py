@@ -2,26 +2,35 @@
 refused clip on record.
 """
 
-import hashlib
 import json
-import unicodedata
-from collections import Counter, deque
+import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sheen_cli import __version__, audio, console, locks, rows
-from sheen_cli.audio import Rejected
+from sheen_cli import __version__, console, locks, rows
 from sheen_cli.backbones import Backbone
+from sheen_cli.clips import Clips, Pending
 from sheen_cli.errors import SheenError
-from sheen_cli.files import FORMAT, building, digests, replacing, sha256, write_json, write_text
+from sheen_cli.files import (
+    FORMAT,
+    building,
+    delete,
+    digests,
+    remove,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
 from sheen_cli.recipe import Recipe
 from sheen_cli.sources import Source
 from sheen_cli.splits import SPLITS, Kept, assign
-from sheen_cli.types import Clip, Entry, Row, Skip
+from sheen_cli.types import Row, Skip
 
 UNFINISHED = ".unfinished"  # marks a folder that sheen is filling
+AUDIO, OURS = "audio", ".sheen"  # the folder of kept recordings, and what marks it as ours
 
 
 def prepare(
@@ -38,7 +47,13 @@ def prepare(
             "`sheen prepare --help`"
         )
     source = Source(recipe.data.dataset, recipe, backbone.spec)
-    made_from = {**request(recipe, backbone), "listing": source.fingerprint()}
+    try:
+        made_from = {**request(recipe, backbone), **source.origin()}
+    except SheenError as error:
+        if overwrite or not is_prepared(out, recipe, backbone):
+            raise
+        console.say(f"{error}; {out} is already prepared from it, and stays as it is")
+        return rows.manifest(out)
     finished = already(out, made_from, overwrite)
     if finished is not None:
         return finished
@@ -53,11 +68,28 @@ def prepare(
         return finished or fill(recipe, backbone, clips, out, made_from)
 
 
+def ensure(recipe: Recipe[Any], backbone: Backbone, out: Path) -> None:
+    """Prepare, unless `out` holds finished data of these settings; the Hub is not asked whether its
+    set has changed since. Of several processes the first works and the others wait.
+    """
+    dataset = recipe.data.dataset or ""
+    while console.mute() and not is_prepared(out, recipe, backbone):
+        time.sleep(1)  # the launcher ends us if the first one fails
+    if is_prepared(out, recipe, backbone) and Source(dataset, recipe, backbone.spec).remote:
+        console.say(f"training on {out}, which was prepared from {dataset}")
+    elif not console.mute():
+        console.say(f"preparing {dataset} in {out}")
+        prepare(recipe, backbone, out)
+
+
 def fill(
-    recipe: Recipe[Any], backbone: Backbone, clips: "Clips", out: Path, made_from: dict[str, Any]
+    recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path, made_from: dict[str, Any]
 ) -> dict[str, Any]:
     """Do the work of `prepare` in a folder that is ours to write to."""
     write_text(out / UNFINISHED, "")
+    if recipe.data.keep_audio:
+        write_text(out / AUDIO / OURS, "")
+        clips.folder = (out / AUDIO).resolve()
     kept = spool(recipe, backbone, clips, out)
     refused = write_rejected(out / "rejected.jsonl", clips.rejected)
     value = {
@@ -73,6 +105,7 @@ def fill(
         "rejected": refused,
         "artifacts": digests(out / "artifacts"),
     }
+    clear_audio(out / AUDIO, clips.used if clips.folder else set())
     write_json(out / rows.MANIFEST, value)
     (out / UNFINISHED).unlink()
     return value
@@ -95,8 +128,14 @@ def already(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, 
 
 def guard(out: Path, source: Source) -> None:
     """Refuse to write over what sheen did not make: the data set itself, or somebody's files."""
-    if not source.embedded and source.path.resolve().is_relative_to(out.resolve()):
+    if source.path is not None and source.path.resolve().is_relative_to(out.resolve()):
         raise SheenError(f"--out {out} holds the data set {source.where}; choose another --out")
+    if (
+        source.recipe.data.keep_audio
+        and (out / AUDIO).exists()
+        and not (out / AUDIO / OURS).exists()
+    ):
+        raise SheenError(f"{out / AUDIO} holds what sheen did not write; choose another --out")
     ours = (out / rows.MANIFEST).is_file() or (out / UNFINISHED).is_file()
     names = [*(f"{name}.jsonl" for name in SPLITS), "rejected.jsonl", "artifacts", "spool"]
     if not ours and (there := [name for name in names if (out / name).exists()]):
@@ -105,7 +144,7 @@ def guard(out: Path, source: Source) -> None:
         )
 
 
-def nothing_usable(clips: "Clips") -> SheenError:
+def nothing_usable(clips: Clips) -> SheenError:
     reasons = tally(dict(Counter(row["reason"] for row in clips.rejected.values())))
     first = next(iter(clips.rejected.values()), {"name": None, "detail": ""})
     shown = f"; the first: {first['name'] or ''} {first['detail']}" if reasons else ""
@@ -157,90 +196,6 @@ def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-class Clips:
-    """The source's good clips; each pass decodes anew. Remembers what a pass handed out, and what
-    it refused.
-    """
-
-    def __init__(self, source: Source, recipe: Recipe[Any], rate: int) -> None:
-        self.source, self.data, self.rate = source, recipe.data, rate
-        self.tick: console.Tick = lambda done, note: None  # told of every clip handed out
-        self.pending: deque[Pending] = deque()
-        self.rejected: dict[
-            int, Row
-        ] = {}  # by position in the source, so that a second pass counts nothing twice
-
-    def __iter__(self) -> Iterator[Clip]:
-        self.pending.clear()
-        seen: set[str] = set()
-        for position, entry in enumerate(self.source):
-            if self.data.max_samples is not None and len(seen) >= self.data.max_samples:
-                return
-            try:
-                clip = self.clip(entry)
-                if clip.id in seen:
-                    raise Rejected("duplicate", "same audio and text as an earlier one")
-            except Rejected as rejected:
-                name = entry.name if isinstance(entry, Entry) else None
-                self.reject(position, name, rejected.reason, rejected.detail)
-                continue
-            assert isinstance(entry, Entry)
-            seen.add(clip.id)
-            path = entry.audio if isinstance(entry.audio, Path) else b""
-            entry = replace(entry, audio=path)  # samples and bytes would pile up here
-            self.pending.append(
-                Pending(clip.id, clip.text, len(clip.audio) / clip.rate, position, entry)
-            )
-            self.tick(len(seen), clip.id)
-            yield clip
-
-    def clip(self, entry: Entry | Rejected) -> Clip:
-        if isinstance(entry, Rejected):
-            raise entry
-        text = clean(entry.text)
-        samples = audio.load(entry.audio, self.rate, self.data.min_seconds, self.data.max_seconds)
-        digest = hashlib.sha256(text.encode() + b"\0" + samples.tobytes()).hexdigest()
-        name = f"{entry.name}-{digest[:12]}"
-        return Clip(name, text, samples, self.rate, entry.speaker, entry.language, entry.split)
-
-    def reject(self, position: int, name: str | None, reason: str, detail: str) -> None:
-        self.rejected[position] = {
-            "name": name,
-            "position": position,
-            "reason": reason,
-            "detail": detail,
-        }
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A clip that was handed to the backbone and has no row yet, without its samples."""
-
-    id: str
-    text: str
-    seconds: float
-    position: int
-    entry: Entry
-
-
-def clean(text: str) -> str:
-    """NFC, without white space around. Raises Rejected for text that is empty or cannot be
-    written as UTF-8.
-    """
-    text = unicodedata.normalize("NFC", text).strip()
-    if not text:
-        raise Rejected("empty-text", "nothing to say")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Rejected("bad-text", "it holds a lone surrogate") from None
-    if any(
-        unicodedata.category(character) == "Cc" and character not in "\t\n\r" for character in text
-    ):
-        raise Rejected("bad-text", "it holds control characters")
-    return text
-
-
 def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> list[Kept]:
     """Run the backbone's prepare hook; all rows go to one spool file, since their split needs
     their number.
@@ -259,18 +214,17 @@ def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> l
                 raise AssertionError(
                     f"backbone {backbone.name}: prepare() gave more rows than it read clips"
                 )
-            clip = clips.pending.popleft()
-            line = finish(row, clip, backbone)
+            pending = clips.pending.popleft()
+            line = finish(row, pending, backbone)
             if isinstance(line, Skip):
-                clips.reject(clip.position, clip.entry.name, line.reason, line.detail)
+                clips.reject(pending.position, pending.entry.name, line.reason, line.detail)
                 continue
             stream.write(line)
-            group = (
-                (clip.entry.speaker or "")
-                if recipe.data.split_by == "speaker"
-                else clip.text.casefold()
-            )
-            kept.append(Kept(offset, len(line), clip.seconds, clip.entry.split, group))
+            clip = pending.clip
+            clips.used |= {path for path in (clip.path, clip.ref_audio) if path is not None}
+            by_speaker = recipe.data.split_by == "speaker"
+            group = (clip.speaker or "") if by_speaker else clip.text.casefold()
+            kept.append(Kept(offset, len(line), pending.seconds, clip.split, group))
             offset += len(line)
         if clips.pending:
             raise AssertionError(
@@ -282,24 +236,26 @@ def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> l
     return kept
 
 
-def finish(row: Row | Skip, clip: Pending, backbone: Backbone) -> bytes | Skip:
+def finish(row: Row | Skip, pending: Pending, backbone: Backbone) -> bytes | Skip:
     """The backbone's row with the host's fields, encoded; or why it cannot be used."""
     if isinstance(row, Skip):
         return row
-    spec = backbone.spec
+    clip, entry, spec = pending.clip, pending.entry, backbone.spec
     if spec.codebooks and (problem := rows.bad_codes(row.get("audio_codes"), spec.codebooks)):
         return Skip("bad-codes", problem)
     base = {
         "id": clip.id,
-        "audio": str(clip.entry.audio) if isinstance(clip.entry.audio, Path) else None,
+        "audio": entry.extra.get("audio") if clip.path is None else str(clip.path),
         "text": clip.text,
-        "duration": round(clip.seconds, 4),
-        "speaker": clip.entry.speaker,
-        "language": clip.entry.language,
+        "duration": round(pending.seconds, 4),
+        "speaker": clip.speaker,
+        "language": clip.language,
     }
-    extra = {
-        key: value for key, value in clip.entry.extra.items() if key not in base and key not in row
-    }
+    if clip.ref_audio is not None:
+        base["ref_audio"] = str(clip.ref_audio)
+    if clip.ref_text is not None:
+        base["ref_text"] = clip.ref_text
+    extra = {key: value for key, value in entry.extra.items() if key not in base and key not in row}
     try:
         return rows.encode({**base, **extra, **row})
     except ValueError as error:
@@ -333,6 +289,17 @@ def write_splits(recipe: Recipe[Any], kept: list[Kept], out: Path) -> dict[str, 
             }
     (out / "spool").unlink()
     return report
+
+
+def clear_audio(folder: Path, used: set[Path]) -> None:
+    """Delete the recordings that no row names: those of an earlier preparation, or refused ones."""
+    if not (folder / OURS).is_file():
+        return
+    for path in folder.iterdir():
+        if path.resolve() not in used and path.name != OURS:
+            delete(path)
+    if not used:
+        remove(folder)
 
 
 def write_rejected(path: Path, rejected: dict[int, Row]) -> dict[str, int]:

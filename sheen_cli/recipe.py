@@ -37,15 +37,23 @@ class Section(BaseModel):
     )
 
 
+Column = Literal[
+    "audio", "text", "speaker", "language", "split", "audio_codes", "ref_audio", "ref_text"
+]
+
+
 class Data(Section):
     """Which utterances, and how they are split."""
 
-    dataset: str | None = None  # a folder, a .jsonl, or a data set that the backbone embeds
-    columns: dict[
-        Literal["audio", "text", "speaker", "language", "split"], str
-    ] = {}  # ours -> theirs, as {text: sentence}; known aliases need no entry
+    dataset: str | None = None  # a folder, a file, USER/NAME on the Hub, or what is embedded
+    config: str | None = None  # of a Hub data set that has several
+    revision: str | None = None  # of a Hub data set: a branch, a tag or a commit
+    split: str | None = None  # read this one alone; it is then split as others without splits are
+    columns: dict[Column, str] = {}  # ours -> theirs, as {text: sentence}
     language: str | None = None  # for rows that name none
     max_samples: PositiveInt | None = None
+    max_hours: PositiveFloat | None = None  # read no more clips once so much is good
+    keep_audio: bool = False  # write each clip as WAV at the backbone's rate
     min_seconds: float = Field(0.2, ge=0)
     max_seconds: PositiveFloat = 30.0
     validation: float = Field(

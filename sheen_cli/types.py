@@ -26,18 +26,24 @@ Row = dict[str, Any]
 class Entry:
     """One utterance as a source lists it, its audio not decoded yet.
 
-    `audio` is a file, the bytes of one, or (samples, rate) with samples (n,) or (n, channels).
-    `split` is "train", "validation" or "test" where the source decides that itself. `extra` holds
-    columns that sheen keeps unread.
+    `audio` is a file, the bytes of one, (samples, rate) with samples (n,) or (n, channels), or None
+    where the source holds nothing but `codes` (frames, codebooks) of it. `split` is "train",
+    "validation" or "test" where the source decides that itself. `ref_audio`, a file or the bytes of
+    one, and `ref_text` are another recording of the speaker. `extra` holds columns that sheen keeps
+    unread, `where` the place in the source, for messages.
     """
 
     text: str
-    audio: Path | bytes | tuple[np.ndarray, int]
+    audio: Path | bytes | tuple[np.ndarray, int] | None
     name: str
     speaker: str | None = None
     language: str | None = None
     split: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+    codes: np.ndarray | None = None
+    ref_audio: Path | bytes | None = None
+    ref_text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,8 @@ class BackboneSpec:
                   others is refused
     reads         what it heeds of a Request besides the text, of "speaker", "language", "instruct"
                   and "reference"
+    takes_codes   `prepare` uses the codes that a clip brings, so that `audio` may be empty; else
+                  clips bring none
     datasets      data sets that the package embeds: name -> function of the recipe that lists the
                   entries
     tiny          settings with which two short clips are learnt by heart in seconds on a CPU and
@@ -188,6 +196,7 @@ class BackboneSpec:
     codebooks: tuple[int, ...] | None = None
     prepared_by: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    takes_codes: bool = False
     datasets: Mapping[str, Callable[[Recipe[Any]], Iterable[Entry]]] = field(default_factory=dict)
     tiny: Callable[[Path], Sequence[str]] | None = None
     stacks: Sequence[Mapping[str, str]] = ()

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from sheen_cli import backbones, rows, training
 from sheen_cli.babble import speech
 from sheen_cli.backbones import Backbone
+from sheen_cli.clips import Clips
 from sheen_cli.objective import total_loss
 from sheen_cli.optimization import Group, default_groups
-from sheen_cli.prepare import Clips, prepare
+from sheen_cli.prepare import prepare
 from sheen_cli.recipe import Recipe, override, validate
 from sheen_cli.sources import Source
 from sheen_cli.types import Audio, Batch, Loss, Request, Row
