@@ -108,12 +108,25 @@ def prepare(
     settings: Settings = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="A folder with metadata.csv, a .jsonl, or an embedded data set."),
+        typer.Option(help="A folder or file, USER/NAME on the Hub, or an embedded data set."),
     ] = None,
     recipe: RecipeName = None,
     out: Annotated[Path, typer.Option(help="Where the rows go.")] = Path("data"),
+    split: Annotated[str | None, typer.Option(help="Read this split of the source alone.")] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OURS=THEIRS", help="A column by another name, as text=sentence."),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Of rows that name none.")] = None,
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Read no more good clips than this.")
+    ] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(help="Read no more clips once so much is good.")
+    ] = None,
+    keep_audio: Annotated[
+        bool | None,
+        typer.Option("--keep-audio/--no-keep-audio", help="Write each clip as WAV, too."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -126,7 +139,16 @@ def prepare(
     from sheen_cli.prepare import prepare as run
     from sheen_cli.prepare import tally
 
-    flags = flagged({"data.dataset": dataset, "data.max_samples": max_samples})
+    given = {
+        "dataset": dataset,
+        "split": split,
+        "language": language,
+        "max_samples": max_samples,
+        "max_hours": max_hours,
+        "keep_audio": keep_audio,
+        **renamed(columns or []),
+    }
+    flags = flagged({f"data.{key}": value for key, value in given.items()})
     resolved, backbone = resolve(recipe or DEFAULT, flags + (settings or []))
     if dataset is None and resolved.data.dataset is not None:
         console.say(f"no --dataset was given: preparing {resolved.data.dataset}")
@@ -159,7 +181,13 @@ def train(
     settings: Settings = None,
     recipe: RecipeName = None,
     data: Annotated[
-        Path | None, typer.Option(help="A prepared folder; data, or what a resumed run used.")
+        Path | None,
+        typer.Option(
+            help="A prepared folder, or a .jsonl to prepare; data, or what a resumed run used."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Prepare this first, unless --data holds it already.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run's folder; runs/RECIPE by default.")
@@ -173,29 +201,32 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train by a recipe on prepared data.
+    """Train by a recipe on prepared data, or on a data set that it prepares first.
 
     Leaves checkpoints, and `best` and `last`, in the run's folder.
     """
     from sheen_cli import jobs
-    from sheen_cli.backbones import load, resolve
+    from sheen_cli.backbones import resolve
     from sheen_cli.info import describe
-    from sheen_cli.rows import manifest
 
     if data is None:
         data = (jobs.data_of(out) if resume and out is not None else None) or Path("data")
+    data, dataset = jobs.data_for(data, dataset)
     if recipe is None and resume and out is not None and (out / "recipe.yaml").is_file():
         recipe = str(out / "recipe.yaml")
-    elif recipe is None:
-        recipe = load(manifest(data)["backbone"]).spec.recipe
-        console.say(f"no recipe was named; '{recipe}' fits the data")
-    if settled := [each for each in settings or [] if each.startswith("data.")]:
-        raise SheenError(f"{settled[0]}: `sheen prepare` settles the data; train takes it as it is")
-    flags = flagged({"train.learning_rate": learning_rate, "train.batch_size": batch_size})
+    recipe = recipe or jobs.fitting(data) or DEFAULT
+    flags = flagged(
+        {
+            "data.dataset": dataset,
+            "train.learning_rate": learning_rate,
+            "train.batch_size": batch_size,
+        }
+    )
     if max_steps is not None or epochs is not None:  # then they alone are the end
         ends = {"max_steps": max_steps, "epochs": epochs, "max_minutes": None}
         flags += [f"train.{key}={json.dumps(value)}" for key, value in ends.items()]
     resolved, backbone = resolve(recipe, flags + (settings or []))
+    jobs.prepared(resolved, backbone, data, dataset, settings or [])
     out = out or Path("runs") / Path(recipe).stem
     best = jobs.train(resolved, backbone, data, out, resume)
     facts = describe(out)
@@ -366,6 +397,17 @@ def plugins_check(name: str, settings: Settings = None, as_json: Json = False) -
         )
     if broken:
         raise typer.Exit(1)
+
+
+def renamed(columns: list[str]) -> dict[str, str]:
+    """`--columns` as recipe settings: each OURS=THEIRS, or several with commas between."""
+    found = {}
+    for part in ",".join(columns).split(",") if columns else []:
+        ours, equals, theirs = part.partition("=")
+        if not (equals and ours.strip() and theirs.strip()):
+            raise SheenError(f"--columns {part}: give ours=theirs, as --columns text=sentence")
+        found[f"columns.{ours.strip()}"] = theirs.strip()
+    return found
 
 
 def flagged(values: dict[str, Any]) -> list[str]:

@@ -13,8 +13,10 @@ from sheen_cli.errors import SheenError
 from sheen_cli.files import read_json
 from sheen_cli.recipe import read
 from sheen_cli.rows import Rows
+from sheen_cli.sources.columns import ALIASES
 
-FIELDS = ("language", "speaker", "gender", "age_range", "phase")  # counted where rows have them
+# counted where rows have them
+FIELDS = ("language", "speaker", "gender", "age", "age_range", "phase")
 SHOWN = 8  # values named of a counted field
 PERCENTILES = (0, 5, 50, 95, 100)
 
@@ -47,8 +49,10 @@ def describe_rows(path: Path) -> dict[str, Any]:
     characters, frames, books, odd = [], [], list[tuple[int, int]](), 0
     for row in table:
         for field in FIELDS:
-            if field in row:
-                counts[field][str(row[field]) if row[field] is not None else "unknown"] += 1
+            for name in ALIASES.get(field, (field,)):
+                if name in row:
+                    counts[field]["unknown" if row[name] in (None, "") else str(row[name])] += 1
+                    break
         characters.append(len(str(row.get("text", ""))))
         if "audio_codes" in row:
             array = frames_of(row["audio_codes"])
@@ -60,10 +64,11 @@ def describe_rows(path: Path) -> dict[str, Any]:
             books = [
                 (min(a, c), max(b, d)) for (a, b), (c, d) in zip(books or ends, ends, strict=False)
             ]
+    seconds = table.seconds if table.seconds.any() else None  # files of others may not say them
     return {
         "rows": len(table),
-        "hours": round(float(table.seconds.sum(dtype=np.float64)) / 3600, 4),
-        "seconds": spread(table.seconds.tolist()),
+        "hours": None if seconds is None else round(float(seconds.sum(dtype=float)) / 3600, 4),
+        "seconds": None if seconds is None else spread(seconds.tolist()),
         "characters": spread(characters),
         "frames": spread(frames),
         "code_ranges": books,
@@ -97,6 +102,7 @@ def describe_data(path: Path) -> dict[str, Any]:
     keys = ("backbone", "sample_rate", "frame_rate", "codebooks", "read", "rejected")
     return {
         "dataset": manifest["made_from"]["data"]["dataset"],
+        "source": manifest["made_from"].get("source"),
         **{key: manifest[key] for key in keys},
         "splits": files,
     }

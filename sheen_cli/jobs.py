@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sheen_cli import __version__, checkpoints, console, locks, rows
-from sheen_cli.backbones import Backbone
+from sheen_cli.backbones import Backbone, load
 from sheen_cli.errors import SheenError
 from sheen_cli.files import (
     FORMAT,
@@ -21,9 +21,10 @@ from sheen_cli.files import (
     sweep,
     write_json,
 )
-from sheen_cli.prepare import differences, flat, prepared_by
+from sheen_cli.prepare import differences, ensure, flat, prepared_by
 from sheen_cli.recipe import Data, Recipe, read, save, validate
 from sheen_cli.rows import Rows
+from sheen_cli.splits import SPLITS
 
 # What may change between a run and its resumption: where it ends, and what is only watched.
 FREE = {
@@ -34,6 +35,7 @@ FREE = {
 # What a folder may hold in which a run was killed before its run.json was there.
 BEGUN = {locks.LOCK, "recipe.yaml", ".recipe.yaml.part", ".run.json.part"}
 ARTIFACTS = "artifacts"
+NAMES = {f"{name}.jsonl" for name in SPLITS}  # of the rows in a prepared folder
 
 
 def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume: bool) -> Path:
@@ -48,6 +50,51 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
         start = begin(recipe, out, data, manifest, resume)
         work(recipe, backbone, data, out, manifest, start)
     return out / "best"
+
+
+def data_for(data: Path, dataset: str | None) -> tuple[Path, str | None]:
+    """The folder of prepared data and the data set to make it from, where --data may be a file:
+    rows that sheen prepared, or somebody's .jsonl, which is prepared in data/STEM.
+    """
+    if not data.is_file():
+        return data, dataset
+    if (data.parent / rows.MANIFEST).is_file() and data.name in NAMES:
+        if data.name != "train.jsonl":
+            raise SheenError(f"--data {data} is one part of {data.parent}; give that folder")
+        return data.parent, dataset
+    if dataset is not None:
+        raise SheenError(f"--data {data} and --dataset {dataset}: one of them is the data")
+    return Path("data") / data.stem, str(data)
+
+
+def fitting(data: Path) -> str | None:
+    """The recipe to train prepared data by where none is named; None where there is no data."""
+    if not (data / rows.MANIFEST).is_file():
+        return None
+    recipe = load(rows.manifest(data)["backbone"]).spec.recipe
+    console.say(f"no recipe was named; '{recipe}' fits the data")
+    return recipe
+
+
+def prepared(
+    recipe: Recipe[Any],
+    backbone: Backbone,
+    data: Path,
+    dataset: str | None,
+    settings: list[str],
+) -> None:
+    """See that `data` holds prepared data: what lies there, unless the command line names a data
+    set or nothing lies there but the recipe names one.
+    """
+    named = dataset is not None or any(each.startswith("data.dataset=") for each in settings)
+    there = (data / rows.MANIFEST).is_file()
+    if recipe.data.dataset is not None and (named or not there):
+        ensure(recipe, backbone, data)
+    elif settled := [each for each in settings if each.startswith("data.")]:
+        raise SheenError(
+            f"{settled[0]}: `sheen prepare` settles the data; train takes {data} as it is, unless "
+            f"--dataset names what to prepare there"
+        )
 
 
 def work(

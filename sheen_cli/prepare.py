@@ -120,7 +120,8 @@ def already(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, 
     finished = rows.manifest(out)
     if changed := differences(finished["made_from"], made_from):
         raise SheenError(
-            f"{out} holds data made otherwise ({changed}); choose another --out or add --overwrite"
+            f"{out} holds data made otherwise ({changed}); choose another folder, or replace it "
+            f"with `sheen prepare --overwrite`"
         )
     console.say(f"{out} is already prepared from this; nothing to do (--overwrite makes it anew)")
     return finished
@@ -129,18 +130,18 @@ def already(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, 
 def guard(out: Path, source: Source) -> None:
     """Refuse to write over what sheen did not make: the data set itself, or somebody's files."""
     if source.path is not None and source.path.resolve().is_relative_to(out.resolve()):
-        raise SheenError(f"--out {out} holds the data set {source.where}; choose another --out")
+        raise SheenError(f"--out {out} holds the data set {source.where}; choose another folder")
     if (
         source.recipe.data.keep_audio
         and (out / AUDIO).exists()
         and not (out / AUDIO / OURS).exists()
     ):
-        raise SheenError(f"{out / AUDIO} holds what sheen did not write; choose another --out")
+        raise SheenError(f"{out / AUDIO} holds what sheen did not write; choose another folder")
     ours = (out / rows.MANIFEST).is_file() or (out / UNFINISHED).is_file()
     names = [*(f"{name}.jsonl" for name in SPLITS), "rejected.jsonl", "artifacts", "spool"]
     if not ours and (there := [name for name in names if (out / name).exists()]):
         raise SheenError(
-            f"{out} holds {', '.join(there)} that sheen did not make; choose another --out"
+            f"{out} holds {', '.join(there)} that sheen did not make; choose another folder"
         )
 
 

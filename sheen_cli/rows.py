@@ -172,6 +172,6 @@ def manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SheenError(
             f"{folder} holds no prepared data ({MANIFEST} is missing); run `sheen prepare "
-            f"--out {folder}`"
+            f"--out {folder}`, or name a data set with --dataset"
         )
     return read_json(path)

@@ -5,7 +5,7 @@ decoded by it, never copied to this disk.
 import re
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from sheen_cli import console, logins
@@ -15,6 +15,7 @@ from sheen_cli.recipe import Data
 from sheen_cli.sources.columns import SPLITS
 
 PAUSES = (1, 2, 4, 8)  # seconds between attempts; reading on has the libraries' own, longer ones
+TIMEOUT = 60  # seconds for one answer
 BUSY = {408, 429, 500, 502, 503, 504}
 
 Answer = TypeVar("Answer")
@@ -35,8 +36,8 @@ class HubSet:
     def commit(self) -> str:
         from huggingface_hub import HfApi
 
-        ask = HfApi().dataset_info
-        return str(self._asked(lambda: ask(self.name, revision=self.data.revision).sha))
+        ask = partial(HfApi().dataset_info, self.name, timeout=TIMEOUT)
+        return str(self._asked(lambda: ask(revision=self.data.revision).sha))
 
     @cached_property
     def splits(self) -> dict[str, Any]:
@@ -146,11 +147,12 @@ class HubSet:
             return SheenError(f"{name} has no revision '{self.data.revision}'")
         if isinstance(error, errors.RepositoryNotFoundError):
             hint = (
-                "that your login may read"
+                "none that your login may read is on the Hub"
                 if logins.hub()
-                else "that is public; for a private one log in with `hf auth login` or HF_TOKEN"
+                else "no public one on the Hub; for a private one log in with `hf auth login` or "
+                "HF_TOKEN"
             )
-            return SheenError(f"no file or folder {name} here, and no data set on the Hub {hint}")
+            return SheenError(f"no data set {name}: no file or folder here, and {hint}")
         if status(error) in (401, 403):
             return SheenError(f"the Hub refuses the login for {name}; `hf auth login` renews it")
         if script := re.search(r"scripts are no longer supported, but found (\S+)", text):
