@@ -198,7 +198,7 @@ def test_splits_of_the_hub_are_ours(remote: SimpleNamespace, tmp_path: Path) -> 
     output = remote.sheen(*command, tmp_path / "none", "--split", "dev2", code=2)
     assert "u/three has no split 'dev2'; it has train, validation, test" in output
     output = remote.sheen("prepare", "--dataset", "u/odd", *DEMO, code=2)
-    assert "u/odd has the splits train_clean" in output and "--split" in output
+    assert "u/odd has the splits test_clean, train_clean" in output and "--split" in output
     remote.sheen("prepare", "--dataset", "u/odd", *DEMO, "--split", "test_clean", "--out",
                  tmp_path / "odd")  # fmt: skip
     assert len(taken(tmp_path / "odd")) == 1
