@@ -110,7 +110,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
         (["train", "--max-stepz", "3"], "--max-stepz (Possible options: --max-steps"),
         (["train", "--data", "nowhere"], "nowhere holds no prepared data"),
         (["train", "--recipe", "dmo"], "did you mean 'demo'?"),
-        (["prepare", "--dataset", "nowhere"], "nowhere: neither a folder nor a .jsonl file"),
+        (["prepare", "--dataset", "nowhere"], "neither a folder nor a file, nor USER/NAME on"),
         (["prepare"], "which data?"),
         (["synth", "--text", "one"], "no checkpoint was named and runs/ holds no run"),
         (["synth", "nowhere", "--text", "one"], "no checkpoint at nowhere"),
@@ -249,7 +249,10 @@ def test_json_stays_json_where_a_plugin_prints(tmp_path: Path) -> None:
 def test_a_folder_without_metadata(tmp_path: Path) -> None:
     assert "has no metadata.csv" in sheen("prepare", "--dataset", tmp_path, code=2).output
     (tmp_path / "x.txt").write_text("")
-    assert "must be a .jsonl" in sheen("prepare", "--dataset", tmp_path / "x.txt", code=2).output
+    assert (
+        "must be one of .jsonl, .csv, .parquet"
+        in sheen("prepare", "--dataset", tmp_path / "x.txt", code=2).output
+    )
     (tmp_path / "metadata.csv").write_text("")
     assert (
         "metadata.csv is empty"

@@ -31,6 +31,12 @@ def prepared(dataset: Path, out: Path, *more: str) -> list[dict]:
     return list(Rows(out / "train.jsonl"))
 
 
+def bare_recipe(folder: Path) -> list[object]:
+    """The demo without a data set of its own, which `train` would prepare."""
+    (folder / "bare.yaml").write_text("backbone: demo\n")
+    return ["--recipe", folder / "bare.yaml"]
+
+
 def refused(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "rejected.jsonl").read_text("utf-8").splitlines()]
 
@@ -294,9 +300,8 @@ def test_s0_14_a_killed_preparation_leaves_no_half(folder: Path, tmp_path: Path)
     process.kill()
     process.wait()
     assert not (out / "dataset.json").exists()
-    assert (
-        "holds no prepared data" in sheen("train", "--recipe", "demo", "--data", out, code=2).output
-    )
+    recipe = bare_recipe(tmp_path)
+    assert "holds no prepared data" in sheen("train", *recipe, "--data", out, code=2).output
     sheen(*arguments, out)
     sheen(*arguments, whole)
     for path in (path for path in whole.rglob("*") if path.is_file() and path.suffix != ".idx"):
@@ -346,7 +351,7 @@ def test_csv_cells_keep_what_is_in_them(tmp_path: Path) -> None:
 
 def test_training_refuses_data_that_is_unfinished_or_touched(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = sheen("train", "--recipe", "demo", "--data", out, code=2)
+    result = sheen("train", *bare_recipe(tmp_path), "--data", out, code=2)
     assert "dataset.json is missing" in result.output and "sheen prepare" in result.output
     sheen("prepare", "--dataset", folder, "--out", out, "--recipe", "demo")
     lines = (out / "train.jsonl").read_bytes().splitlines(keepends=True)

@@ -100,7 +100,7 @@ def test_unknown_backbone_lists_the_installed_ones(tmp_path: Path) -> None:
 
 def test_every_key_is_read_by_something() -> None:
     """An attribute `.section.key` or `.key` of each name occurs in the code outside recipe.py."""
-    places = [*Path(sheen_cli.__file__).parent.glob("*.py"), *(ROOT / "plugins").rglob("*.py")]
+    places = [*Path(sheen_cli.__file__).parent.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]
     read = {
         node.attr
         for path in places

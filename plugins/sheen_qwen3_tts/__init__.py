@@ -97,6 +97,7 @@ def describe(recipe: Recipe[Options] | None) -> BackboneSpec:
         codebooks=books,
         prepared_by=("model.base",),
         reads=("speaker", "language", "instruct", "reference"),
+        takes_codes=True,
         tiny=tiny,
         stacks=stock.STACKS,
     )

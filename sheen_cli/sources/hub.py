@@ -191,6 +191,7 @@ def passing(error: Exception) -> bool:
     """Whether the same question may be answered a little later."""
     import httpx
     import requests
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     network = (
         ConnectionError,
@@ -200,6 +201,8 @@ def passing(error: Exception) -> bool:
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
     )
+    if isinstance(error, OfflineModeIsEnabled):  # a ConnectionError, and for good
+        return False
     return status(error) in BUSY or (status(error) is None and isinstance(error, network))
 
 
