@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from shutil import copy
 
 import numpy as np
 import pyarrow
@@ -172,7 +173,7 @@ def test_a_source_without_validation_gives_some_of_training(tmp_path: Path) -> N
     assert said["validation"] and not (said["train"] | said["validation"]) & held
 
 
-# --- codes and references that the source brings ---------------------------------------------------
+# --- codes and references that the source brings -------------------------------------------------
 
 
 def codes(frames: int) -> list[list[int]]:
@@ -189,7 +190,7 @@ def test_s4_43_codes_stand_in_for_sound(tmp_path: Path) -> None:
         {"audio": "a.wav", "text": "three", "audio_codes": codes(frames + 5)},
         {"audio": "gone.wav", "text": "four"},
         {"audio": "a.wav", "text": "five", "audio_codes": [[1, 2, 3], [1, 2, 3]]},
-        {"audio": "a.wav", "text": "six", "audio_codes": codes(3) + [[1, 2, 128, 3]]},
+        {"audio": "a.wav", "text": "six", "audio_codes": [*codes(3), [1, 2, 128, 3]]},
         {"audio": "gone.wav", "text": "seven", "audio_codes": codes(1)},
     )
     clips = clips_of(dataset, "data.min_seconds=0.1")
@@ -250,7 +251,7 @@ def test_references_are_files_and_kept_as_such(tmp_path: Path) -> None:
     assert np.array_equal(soundfile.read(again["ref_audio"])[0], samples)
 
 
-# --- kept recordings -------------------------------------------------------------------------------
+# --- kept recordings -----------------------------------------------------------------------------
 
 
 def test_a_kept_clip_is_to_the_bit_what_was_encoded(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_a_refused_clip_is_not_kept(tmp_path: Path) -> None:
     assert kept == [Path(row["audio"])]
 
 
-# --- info, train -----------------------------------------------------------------------------------
+# --- info, train ---------------------------------------------------------------------------------
 
 
 def test_s4_41_info_of_somebodys_jsonl(tmp_path: Path) -> None:
