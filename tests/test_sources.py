@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from shutil import copy
 
 import numpy as np
 import pyarrow
