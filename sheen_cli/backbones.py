@@ -20,6 +20,7 @@ from sheen_cli.recipe import Recipe, did_you_mean, find, override, read, validat
 from sheen_cli.types import API, BackboneSpec
 
 HOOKS = ("describe", "prepare", "collate", "load", "loss", "train", "synth")
+OPTIONAL = ("export",)
 LAZY = ("prepare", "synth")  # hooks whose work is done while their result is iterated
 HOT = ("collate", "loss")  # called at every step, maybe by several threads at once
 
@@ -148,6 +149,8 @@ def _register(point: EntryPoint) -> Backbone:
         raise TypeError(f"describe() returned {type(spec).__name__}, not a BackboneSpec")
     if spec.api != API:
         raise TypeError(f"it is written for hook API {spec.api}, this sheen has {API}")
+    if bool(spec.exports) != bool(manager.hook.export.get_hookimpls()):
+        raise TypeError("the hook export and BackboneSpec.exports go together: it has only one")
     return Backbone(point.name, plugins.package(point), Hooks(manager.hook, point), spec)
 
 

@@ -298,6 +298,27 @@ def synth(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run for its best.")],
+    kind: Annotated[str, typer.Option("--as", help="What to make of it; backbones differ.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    settings: Settings = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite/--no-overwrite", help="Replace an earlier export.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint as other tools load it.
+
+    An unknown --as is answered with the kinds that the checkpoint's backbone has.
+    """
+    from sheen_cli import exporting
+
+    facts = exporting.export(checkpoint, kind, out, overwrite, settings or [])
+    console.result(json.dumps(facts) if as_json else "\n".join(exporting.lines(facts)))
+
+
+@app.command()
 def doctor(
     seconds: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds that a backbone's step may take.")

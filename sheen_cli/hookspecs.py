@@ -100,5 +100,10 @@ def synth(  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def export(recipe: Recipe[Any], checkpoint: Path, kind: str, folder: Path) -> None:
-    """Optional: fill `folder` with the checkpoint in another form, of `BackboneSpec.exports`."""
+def export(recipe: Recipe[Any], checkpoint: Path, kind: str, folder: Path) -> str | None:
+    """Fill the empty `folder` with what other tools load: the checkpoint as one of the kinds that
+    `BackboneSpec.exports` names. The one hook that may be left out, and the kinds with it.
+
+    Returns how to use it, a line for each way; the host puts the folder's name to be for that of
+    `folder`. Raises SheenError for a kind that this checkpoint cannot be.
+    """

@@ -47,7 +47,7 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
     recipe = recipe.model_copy(update={"data": Data(**manifest["made_from"]["data"])})
     check_out(out)
     with locks.hold(out):
-        start = begin(recipe, out, data, manifest, resume)
+        start = begin(recipe, out, data, manifest, resume, backbone.spec.free)
         work(recipe, backbone, data, out, manifest, start)
     return out / "best"
 
@@ -197,7 +197,12 @@ def data_of(out: Path) -> Path | None:
 
 
 def begin(
-    recipe: Recipe[Any], out: Path, data: Path, manifest: dict[str, Any], resume: bool
+    recipe: Recipe[Any],
+    out: Path,
+    data: Path,
+    manifest: dict[str, Any],
+    resume: bool,
+    free: tuple[str, ...],
 ) -> Path | None:
     """Make the run folder, or find the checkpoint to go on from. Raises SheenError rather than
     mix two runs.
@@ -222,7 +227,7 @@ def begin(
             f"another --out"
         )
     before = validate(read(out / "recipe.yaml"), type(recipe.model), f"{out}/recipe.yaml")
-    if changed := differences(*(fixed(each) for each in (before, recipe))):
+    if changed := differences(*(fixed(each, free) for each in (before, recipe))):
         raise SheenError(
             f"{out} was begun with other settings ({changed}); resume with the same, or choose "
             f"another --out"
@@ -234,10 +239,12 @@ def begin(
     return start
 
 
-def fixed(recipe: Recipe[Any]) -> dict[str, Any]:
-    """The settings that a resumed run must share with its beginning, as section.key -> value."""
+def fixed(recipe: Recipe[Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that a resumed run must share with its beginning, as section.key -> value: all
+    but ours and the backbone's `free` ones.
+    """
     settings = flat(recipe.model_dump(mode="json"))
-    return {key: value for key, value in settings.items() if key not in FREE}
+    return {key: value for key, value in settings.items() if key not in {*FREE, *free}}
 
 
 def fingerprint(manifest: dict[str, Any]) -> dict[str, Any]:

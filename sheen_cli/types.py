@@ -186,6 +186,8 @@ class BackboneSpec:
                   the folder that it is given
     stacks        versions that it was tested with together: package -> specifier ("==4.57.3")
     exports       kinds that its `export` hook writes; none where it has no such hook
+    free          recipe keys ("model.temperature") that a resumed run may change: they decide
+                  nothing of what is learnt
     """
 
     options: type[Section]
@@ -201,4 +203,5 @@ class BackboneSpec:
     tiny: Callable[[Path], Sequence[str]] | None = None
     stacks: Sequence[Mapping[str, str]] = ()
     exports: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
     api: int = API

@@ -6,7 +6,7 @@ says how, and what is proved here instead.
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -29,13 +29,18 @@ from sheen_cli import (
 from sheen_qwen3_tts import stock
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from sheen_qwen3_tts.model import Speech
 
 # Everything heavy is imported inside the hooks: listings import this module.
 
 RATE, FRAME = 24_000, 1_920
+# What decides nothing of what is learnt: checks, and how it is spoken and exported.
+FREE = (
+    "preflight", "selftest", "export_precision", "temperature", "top_k", "top_p",
+    "repetition_penalty",
+)  # fmt: skip
 
 
 class Lora(Section):
@@ -66,6 +71,8 @@ class Conditioning(Section):
 class Options(Section):
     base: str = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"  # a folder or a Hub id
     preflight: bool = True  # refuse a base that predicts the frame after the next one
+    selftest: bool = True  # a fresh process must say every checkpoint's logits before it is kept
+    export_precision: Literal["base", "fp32", "bf16"] = "base"  # of the weights of an export
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     lora: Lora | None = None  # None: all weights are trained, but for what `freeze` names
     freeze: tuple[str, ...] = ("model.text_embedding.*",)  # patterns of the talker's parameters
@@ -100,6 +107,8 @@ def describe(recipe: Recipe[Options] | None) -> BackboneSpec:
         takes_codes=True,
         tiny=tiny,
         stacks=stock.STACKS,
+        exports=("custom-voice", "base", "both", "adapter", "merged"),
+        free=tuple(f"model.{key}" for key in FREE),
     )
 
 
@@ -220,7 +229,7 @@ def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool)
 
 @hookimpl
 def train(recipe: Recipe[Options], run: Run) -> None:
-    from sheen_qwen3_tts import adapters, base, codec, model, preflight
+    from sheen_qwen3_tts import adapters, base, codec, model, preflight, selftest
     from sheen_qwen3_tts import checkpoint as saved
 
     options = recipe.model
@@ -238,8 +247,16 @@ def train(recipe: Recipe[Options], run: Run) -> None:
             adapted(speech, recipe)
     if options.lora is None:
         adapters.freeze(speech, options.freeze)
-    save = saved.save_whole if options.lora is None else saved.save_adapter
-    run.fit(speech, cast(Any, save), adapters.groups(speech, options.projection_learning_rate))
+    save: Any = saved.save_whole if options.lora is None else saved.save_adapter
+    if options.selftest:
+        save = selftest.after(save, recipe, shortest(recipe, run), run.warn)
+    run.fit(speech, save, adapters.groups(speech, options.projection_learning_rate))
+
+
+def shortest(recipe: Recipe[Options], run: Run) -> "dict[str, Tensor]":
+    """The batch of the run's shortest row alone."""
+    row = run.rows[int(run.rows.seconds.argmin())]
+    return collate(recipe, [row], None, run.artifacts).inputs
 
 
 @hookimpl
@@ -249,3 +266,10 @@ def synth(
     from sheen_qwen3_tts import voice
 
     yield from voice.speak(recipe.model, model, list(requests), trace)
+
+
+@hookimpl
+def export(recipe: Recipe[Options], checkpoint: Path, kind: str, folder: Path) -> str:
+    from sheen_qwen3_tts import exports
+
+    return exports.write(recipe, checkpoint, kind, folder)

@@ -6,6 +6,7 @@ beside them.
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,43 +14,71 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sheen_cli import SheenError
+from sheen_qwen3_tts import weights
 from sheen_qwen3_tts.model import Speech
+from sheen_qwen3_tts.weights import Facts, Weights
 
 ADAPTER = "adapter.safetensors"
 VOICES = "voices.safetensors"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+OURS = {"training", "artifacts", "recipe.yaml", "manifest.json", "export.json", ADAPTER}
+ENCODER = "speaker_encoder."
 
 
 def save_whole(model: Speech, folder: Path) -> None:
-    """All weights under the stock names, and every other file of the base."""
+    """All weights under the stock names, and every other file of the base.
+
+    What was trained is written as it is trained, in float32; the rest as exactly as the base has
+    it. So is what this kind of model does not load, as a custom voice's speaker encoder.
+    """
+    base = Weights(model.base.folder)
     copy_rest(model.base.folder, folder)
-    state = {f"talker.{name}": value for name, value in model.talker.state_dict().items()}
+    state = tensors(model)
+    trained = {f"talker.{name}" for name, p in model.talker.named_parameters() if p.requires_grad}
+    facts = {
+        name: Facts(tuple(value.shape), value.dtype if name in trained else base.facts[name].dtype)
+        for name, value in state.items()
+    }
+    facts |= {name: fact for name, fact in base.facts.items() if name.startswith(ENCODER)}
+    weights.write(folder, facts, lambda name: state[name] if name in state else base.read(name))
+
+
+def tensors(model: Speech) -> dict[str, Tensor]:
+    """A whole model's tensors under the stock names."""
+    found = {f"talker.{name}": value for name, value in model.talker.state_dict().items()}
     if model.speaker_encoder is not None:
         encoder = model.speaker_encoder.state_dict()
-        state |= {f"speaker_encoder.{name}": value for name, value in encoder.items()}
-    save_file(
-        {name: value.cpu() for name, value in state.items()}, folder / WEIGHTS[0], {"format": "pt"}
-    )
+        found |= {f"{ENCODER}{name}": value for name, value in encoder.items()}
+    return found
 
 
-def copy_rest(base: Path, folder: Path) -> None:
-    """Everything of a model's folder but its weights; linked where the disk allows, since none of
-    it ever changes.
+def copy_rest(base: Path, folder: Path, editable: bool = False) -> None:
+    """Everything of a model's folder but its weights and the page about it; linked where the disk
+    allows, since none of it ever changes. If it is `editable`, nothing but weights is linked:
+    whoever edits a linked file edits the base.
     """
-    ours = {"training", "artifacts", "recipe.yaml", "manifest.json", ADAPTER}
     for path in sorted(base.rglob("*")):
         name = path.relative_to(base)
         top = name.parts[0]
-        if path.is_dir() or top in ours or top.startswith(".") or str(name) in WEIGHTS:
+        if path.is_dir() or top in OURS or top.startswith(".") or top == "README.md":
             continue
-        if len(name.parts) == 1 and path.suffix == ".safetensors":
-            continue  # a shard
+        if len(name.parts) == 1 and (
+            path.suffix in (".safetensors", ".bin", ".pt") or top.endswith(".index.json")
+        ):
+            continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path.resolve(), target)
-        except OSError:
+        if not editable or path.suffix == ".safetensors":
+            link(path, target)
+        else:
             shutil.copyfile(path, target)
+
+
+def link(path: Path, target: Path) -> None:
+    """A second name for a file, or a copy where there can be none, as on another disk."""
+    try:
+        os.link(path.resolve(), target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def save_adapter(model: Speech, folder: Path) -> None:
@@ -61,19 +90,15 @@ def save_adapter(model: Speech, folder: Path) -> None:
 def load_adapter(model: Speech, folder: Path, names: set[str]) -> None:
     """Fill the tensors `names` from an adapter. Raises SheenError unless they are just those."""
     state = load_file(folder / ADAPTER)
-    if set(state) != names:
-        missing, extra = sorted(names - set(state)), sorted(set(state) - names)
-        raise SheenError(
-            f"{folder / ADAPTER} does not fit the recipe: it lacks {missing[:3] or 'nothing'} and "
-            f"has {extra[:3] or 'nothing'} besides"
-        )
-    parameters = dict(model.talker.named_parameters())
+    parameters = {n: p for n, p in model.talker.named_parameters() if n in names}
+    if text := weights.differences(state, parameters):
+        raise SheenError(f"{folder / ADAPTER} does not fit the recipe: it {text}")
     with torch.no_grad():
         for name, value in state.items():
             parameters[name].copy_(value)
 
 
-def save_voices(voices: dict[str, Tensor], artifacts: Path) -> None:
+def save_voices(voices: Mapping[str, Tensor], artifacts: Path) -> None:
     save_file({name: value.contiguous() for name, value in voices.items()}, artifacts / VOICES)
 
 

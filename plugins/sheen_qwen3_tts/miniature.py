@@ -17,6 +17,7 @@ CODES, GROUPS, CONTROL = 32, 16, 1024
 SETTINGS = (
     "train.max_steps=300", "train.learning_rate=1e-2", "model.named_language=1",
     "model.streaming=0", "model.conditioning={slot: 1, xvector: 0, icl: 0}", "model.lora=null",
+    "model.selftest=false",
 )  # fmt: skip
 
 
