@@ -36,7 +36,14 @@ from sheen_qwen3_tts import (
 from sheen_qwen3_tts.layout import IGNORE
 
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine ten one", "two three")
-SHORT = ["--max-steps", "3", "train.precision=fp32", "train.batch_size=2", "log.every=1"]
+SHORT = [
+    "--max-steps",
+    "3",
+    "train.precision=fp32",
+    "train.batch_size=2",
+    "log.every=1",
+    "model.selftest=false",
+]
 
 test_contract = contract("qwen3-tts")
 
@@ -122,7 +129,7 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(home: Path, tmp_path: Path) -
     name = next(iter(state))
     save_file({**{k: v for k, v in state.items() if k != name}, "x": state[name]},
               tmp_path / checkpoint.ADAPTER)  # fmt: skip
-    with pytest.raises(SheenError, match=rf"lacks \['{name}'\] and has \['x'\]"):
+    with pytest.raises(SheenError, match=f"lacks {name} and has x besides"):
         checkpoint.load_adapter(voice.model, tmp_path, set(state))
 
 
