@@ -30,6 +30,7 @@ from sheen_qwen3_tts import (
     exports,
     miniature,
     model,
+    references,
     selftest,
     stock,
     weights,
@@ -96,6 +97,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sheen("export", home / name, "--as", "both", "-o", home / f"{name}-both")
     sheen("export", home / "lora", "--as", "adapter", "-o", home / "adapter")
     return home
+
+
+def row_of(home: Path) -> dict[str, Tensor]:
+    """The batch of one row, laid out as a taught voice is spoken."""
+    tables = references.load(home / "artifacts")
+    return batches.collate(base.read(home / "base"), [ROW], [batches.SPOKEN], tables).inputs
 
 
 def stock_of(folder: Path) -> Any:
@@ -205,7 +212,7 @@ def test_the_config_is_the_base_s_but_for_type_and_voices(home: Path) -> None:
 def test_merged_equals_unmerged_and_keeps_the_type(home: Path, tmp_path: Path) -> None:
     sheen("export", home / "lora", "--as", "merged", "-o", tmp_path / "merged")
     voices = checkpoint.load_voices(home / "artifacts")
-    inputs = batches.collate(base.read(home / "base"), [ROW], [(True, False)]).inputs
+    inputs = row_of(home)
     merged = selftest.logits(model.load(tmp_path / "merged", voices), inputs)
     unmerged = selftest.logits(Voice(home / "lora").model, inputs)
     plain = selftest.logits(model.load(home / "base", voices), inputs)
@@ -223,7 +230,7 @@ def test_peft_loads_the_adapter_onto_the_stock_model(home: Path) -> None:
     theirs, voice = stock_of(home / "base"), Voice(home / "lora")
     theirs.model = PeftModel.from_pretrained(theirs.model, home / "adapter")
     vectors = load_file(home / "adapter" / "speakers.safetensors")
-    inputs = batches.collate(base.read(home / "base"), [ROW], [(True, False)]).inputs
+    inputs = row_of(home)
     speech = Speech(base.read(home / "base"), theirs.model.base_model.model, vectors).eval()
     for one, two in zip(selftest.logits(speech, inputs),
                         selftest.logits(voice.model, inputs), strict=True):  # fmt: skip
@@ -388,7 +395,10 @@ def test_kinds_and_places_that_are_refused(home: Path, tmp_path: Path) -> None:
     sheen(*export, "adapter")
     assert "holds an export; add --overwrite" in sheen(*export, "merged", code=2).output
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    assert "mine.txt was not written by sheen" in sheen(*export, "merged", "--overwrite", code=2).output
+    assert (
+        "mine.txt was not written by sheen"
+        in sheen(*export, "merged", "--overwrite", code=2).output
+    )
     (tmp_path / "out" / "mine.txt").unlink()
     facts = json.loads(sheen(*export, "merged", "--overwrite", "--json").stdout)
     files = {path.relative_to(tmp_path / "out").as_posix(): path.stat().st_size
@@ -502,7 +512,7 @@ def asked(home: Path, tmp_path: Path) -> Callable[..., list[str]]:
     def ask(name: str, size: float = 0.3, folder: Path | None = None, *more: str) -> list[str]:
         recipe = recipe_of(home / "base", name, *more)
         speech = taught(recipe_of(home / "base", name), voices_of(home), size)
-        inputs = batches.collate(speech.base, [ROW], [(True, False)]).inputs
+        inputs = row_of(home)
         selftest.set_task(tmp_path, speech, recipe, inputs, folder or home / name)
         task = json.loads((tmp_path / selftest.TASK).read_text())
         return selftest.judged(task, load_file(tmp_path / selftest.TENSORS))
@@ -573,7 +583,7 @@ def test_the_self_test_leaves_training_as_it_was(home: Path, tmp_path: Path) -> 
     """Neither the generators nor the mode of a module, and no dropout in what it compares."""
     recipe = recipe_of(home / "base", "lora", "model.lora.dropout=0.5")
     speech = taught(recipe, voices_of(home)).train()
-    inputs = batches.collate(speech.base, [ROW], [(True, False)]).inputs
+    inputs = row_of(home)
     before = torch.get_rng_state()
     selftest.set_task(tmp_path, speech, recipe, inputs, home / "lora")
     assert torch.equal(before, torch.get_rng_state()) and speech.training
@@ -588,7 +598,7 @@ def test_a_checkpoint_that_a_fresh_process_cannot_use_is_never_published(
 ) -> None:
     recipe = recipe_of(home / "base", "lora")
     speech = taught(recipe, voices_of(home))
-    inputs = batches.collate(speech.base, [ROW], [(True, False)]).inputs
+    inputs = row_of(home)
 
     def forgetful(model: Speech, folder: Path) -> None:
         checkpoint.save_adapter(model, folder)
@@ -610,7 +620,7 @@ def test_a_self_test_that_cannot_run_keeps_the_checkpoint_and_says_so(
 ) -> None:
     recipe = recipe_of(home / "base", "lora")
     speech = taught(recipe, voices_of(home))
-    inputs = batches.collate(speech.base, [ROW], [(True, False)]).inputs
+    inputs = row_of(home)
     monkeypatch.setattr(selftest, "SECONDS", 0.05)
     notices: list[str] = []
     selftest.after(checkpoint.save_adapter, recipe, inputs, notices.append)(speech, tmp_path)
