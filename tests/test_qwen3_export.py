@@ -14,6 +14,7 @@ import torch
 from conftest import sheen
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from test_docs import commands, keys
 from torch import Tensor
 
 from sheen_cli import Recipe, Reference, Request, SheenError, checkpoints
@@ -401,6 +402,8 @@ def test_kinds_and_places_that_are_refused(home: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "out" / "mine.txt").unlink()
     facts = json.loads(sheen(*export, "merged", "--overwrite", "--json").stdout)
+    (documented,) = keys(commands()["export"])
+    assert list(facts) == list(documented)
     files = {path.relative_to(tmp_path / "out").as_posix(): path.stat().st_size
              for path in (tmp_path / "out").rglob("*") if path.is_file()}  # fmt: skip
     assert facts["files"] == {k: v for k, v in files.items() if k != "export.json"}
