@@ -12,11 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from broken import Plugin, findings, install, recordings, sheen, whole
+from broken import HOOK, Plugin, findings, install, recordings, sheen, whole
 from broken import plugins as kinds
 
 import sheen_cli
-from sheen_cli import hookspecs, plugins
+from sheen_cli import SheenError, hookspecs, plugins
 from sheen_cli.backbones import HOOKS, OPTIONAL, Hooks, load
 
 HOST = Path(sheen_cli.__file__).parent
@@ -245,6 +245,27 @@ def test_the_hooks_are_the_seven_and_an_optional_one_all_documented() -> None:
     assert specs == {*HOOKS, *OPTIONAL} and len(HOOKS) == 7
     for name in specs:
         assert vars(hookspecs)[name].__doc__
+
+
+def test_an_export_and_its_kinds_go_together_and_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = f"{HOOK}def export(kind, folder):\n    (folder / kind).write_text(kind)\n"
+    for name, source in {
+        "onlykinds": whole("onlykinds", more="exports=('a',)"),
+        "onlyhook": whole("onlyhook") + hook,
+        "exporter": whole("exporter", more="exports=('a',)") + hook,
+        "neither": whole("neither"),
+    }.items():
+        install(tmp_path, Plugin(name, source, ""))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("onlykinds", "onlyhook"):
+        with pytest.raises(SheenError, match=r"hook export and BackboneSpec\.exports go together"):
+            load(name)
+    assert load("neither").spec.exports == ()
+    exporter = load("exporter")
+    said = exporter.hook.export(recipe=None, checkpoint=tmp_path, kind="a", folder=tmp_path)
+    assert said is None and (tmp_path / "a").read_text() == "a"
 
 
 def test_a_package_under_development_is_mended_where_it_lies(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from test_docs import commands, keys
 from torch import Tensor
 
-from sheen_cli import Recipe, Reference, Request, SheenError, checkpoints
+from sheen_cli import Recipe, Reference, Request, SheenError, checkpoints, jobs
 from sheen_cli.babble import speech as babble
-from sheen_cli.backbones import resolve
+from sheen_cli.backbones import load, resolve
 from sheen_cli.synthesis import Voice
 from sheen_qwen3_tts import (
     Options,
@@ -594,6 +594,16 @@ def test_the_self_test_leaves_training_as_it_was(home: Path, tmp_path: Path) -> 
     found = load_file(tmp_path / selftest.TENSORS)
     undropped = selftest.logits(Voice(home / "lora").model, inputs)
     torch.testing.assert_close(found["logits.0"], undropped[0], rtol=0, atol=1e-5)
+
+
+def test_a_resumed_run_may_leave_the_self_test_out_but_not_train_otherwise(home: Path) -> None:
+    free = load("qwen3-tts").spec.free
+    assert "model.selftest" in free
+    start, other, layout = (
+        jobs.fixed(recipe_of(home / "base", "full", *more), free)
+        for more in ([], ["model.selftest=false", "model.top_k=7"], ["model.streaming=0.1"])
+    )
+    assert start == other != layout
 
 
 def test_a_checkpoint_that_a_fresh_process_cannot_use_is_never_published(
