@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sheen_cli import audio
+    from sheen_cli.audio import Rejected as Rejected
     from sheen_cli.console import warn as warn
     from sheen_cli.errors import SheenError as SheenError
     from sheen_cli.hookspecs import hookimpl as hookimpl
@@ -25,11 +27,15 @@ if TYPE_CHECKING:
     from sheen_cli.types import Skip as Skip
     from sheen_cli.types import Term as Term
 
+    load_audio = audio.load
+
 __version__ = "0.1.0"
 
 _HOME = {
     "SheenError": "errors",
     "warn": "console",
+    "load_audio": "audio:load",
+    "Rejected": "audio",
     "hookimpl": "hookspecs",
     "Recipe": "recipe",
     "Section": "recipe",
@@ -58,4 +64,5 @@ __all__ = [*_HOME, "__version__"]
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'sheen_cli' has no attribute {name!r}")
-    return getattr(import_module(f"sheen_cli.{_HOME[name]}"), name)
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(import_module(f"sheen_cli.{module}"), attribute or name)

@@ -4,6 +4,7 @@ Clips are filled up to whole frames, since a batch's padding would change a last
 the speaker encoder's pooling knows no lengths.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from sheen_cli import Clip, SheenError
-from sheen_cli.files import sha256
 from sheen_qwen3_tts import stock
 from sheen_qwen3_tts.base import Base
 
@@ -180,4 +180,5 @@ def check(folder: Path, artifacts: Path, data: str) -> None:
 @cache
 def weights(folder: Path) -> str:
     """SHA-256 of the codec's weights."""
-    return sha256(folder / "speech_tokenizer" / "model.safetensors")
+    with (folder / "speech_tokenizer" / "model.safetensors").open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sheen_cli import Clip, Skip, audio
+from sheen_cli import Clip, Rejected, Skip, load_audio
 from sheen_qwen3_tts import codec
 from sheen_qwen3_tts.base import Base
 from sheen_qwen3_tts.checkpoint import VOICES, load_voices, save_voices
@@ -131,8 +131,8 @@ def gather(clips: Iterable[Clip], encoder: nn.Module, spoken: Any) -> Found:
 def recording(path: Path, text: str | None, encoder: nn.Module, spoken: Any) -> Heard | Skip:
     """A reference that the source gives, as a file; or why it cannot be used."""
     try:
-        samples = audio.load(path, codec.RATE, codec.SHORTEST / codec.RATE, GIVEN)
-    except audio.Rejected as rejected:
+        samples = load_audio(path, codec.RATE, codec.SHORTEST / codec.RATE, GIVEN)
+    except Rejected as rejected:
         return Skip("bad-reference", f"{path}: {rejected}")
     return Heard(
         str(path), codec.vector(encoder, samples), codec.encode(spoken, samples), text, path
