@@ -26,6 +26,7 @@ def build(folder: Path, seed: int = 0) -> Path:
     stock.load()
     import torch
     from qwen_tts.core.models import Qwen3TTSConfig, Qwen3TTSForConditionalGeneration
+    from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     state = torch.get_rng_state()
@@ -34,11 +35,12 @@ def build(folder: Path, seed: int = 0) -> Path:
         added = write_tokenizer(folder)
         values = model_values(added)
         copied: dict[str, Any] = json.loads(json.dumps(values))  # the classes edit what they get
-        Qwen3TTSForConditionalGeneration(Qwen3TTSConfig(**copied)).save_pretrained(folder)
+        model = Qwen3TTSForConditionalGeneration(Qwen3TTSConfig(**copied))
+        # save_pretrained writes a config that cannot be read back, and fails under transformers 5
+        save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
         write_codec(folder / "speech_tokenizer")
     finally:
         torch.set_rng_state(state)
-    # what save_pretrained writes cannot be read back, so these two come last
     head = {"architectures": ["Qwen3TTSForConditionalGeneration"], "model_type": "qwen3_tts"}
     write(folder / "config.json", {**head, **values})
     sampling = {"do_sample": True, "top_k": 50, "top_p": 1.0, "temperature": 0.9}

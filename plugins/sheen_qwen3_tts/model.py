@@ -102,6 +102,7 @@ def load(folder: Path, voices: Mapping[str, Tensor], attention: str = "auto") ->
         Qwen3TTSForConditionalGeneration, folder, config=config, dtype=torch.float32,
         attn_implementation=attention_of(attention),
     )  # fmt: skip
+    stock.restore_rotary(model)
     return Speech(base, model, voices)
 
 

@@ -59,6 +59,20 @@ def fits(stack: dict[str, str], found: dict[str, str | None]) -> bool:
     )
 
 
+def restore_rotary(model: Any) -> None:
+    """Fill the rotary frequencies of a model that was loaded past the package's own loader.
+
+    No checkpoint holds them. transformers 5 makes modules without memory and forgets what they
+    computed; under transformers 4 the same numbers are put where they already are.
+    """
+    for module in model.modules():
+        if hasattr(module, "rope_init_fn") and hasattr(module, "inv_freq"):
+            module.inv_freq, module.attention_scaling = module.rope_init_fn(
+                module.config, module.inv_freq.device
+            )
+            module.original_inv_freq = module.inv_freq
+
+
 def without_torchaudio() -> None:
     """Put empty modules where torchaudio cannot be loaded: only the 25 Hz codec calls it, but the
     package imports it whatever codec is used.
