@@ -4,7 +4,6 @@ checkpoints that the stock package loads.
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -198,19 +197,6 @@ def test_the_package_is_imported_without_its_banners(home: Path) -> None:
     script = "from sheen_qwen3_tts import stock; stock.load(); import qwen_tts"
     out = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True)
     assert (out.returncode, out.stdout, out.stderr) == (0, b"", b"")
-
-
-def test_a_pair_of_versions_that_is_not_proved_is_refused(tmp_path: Path) -> None:
-    """A real package that is in the way: the other fork's name, beside a transformers of ours."""
-    info = tmp_path / "qwen_tts-0.2.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: qwen-tts\nVersion: 0.2.0\n")
-    out = subprocess.run(
-        [sys.executable, "-c", "from sheen_qwen3_tts import stock; stock.load()"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert "Qwen3-TTS needs qwen-tts==0.1.1 with transformers==4.57.3 or" in out.stderr
-    assert "installed: qwen-tts 0.2.0, transformers 4.57.3" in out.stderr
 
 
 def taught(home: Path, shift: int) -> model.Speech:

@@ -8,6 +8,7 @@ import io
 import shutil
 import sys
 import types
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import cache
 from importlib.machinery import ModuleSpec
@@ -20,27 +21,56 @@ STACKS = (
     {"qwen-tts": "==0.1.1", "transformers": "==4.57.3"},
     {"qwen-tts-hf": "==0.1.1.post1", "transformers": ">=5.15.1,<5.16"},
 )
+SHARERS = ("qwen-tts", "qwen-tts-hf", "qwen-tts-compat")  # distributions that hold `qwen_tts`
 
 
 @cache
 def load() -> Any:
-    """The module `qwen_tts`. Raises SheenError where it is missing or no proved pair."""
-    found = {name: installed(name) for stack in STACKS for name in stack}
-    if not any(fits(stack, found) for stack in STACKS):
-        there = ", ".join(f"{name} {number}" for name, number in found.items() if number) or "none"
-        pairs = " or ".join(
-            " with ".join(f"{name}{wanted}" for name, wanted in stack.items()) for stack in STACKS
-        )
-        raise SheenError(
-            f'Qwen3-TTS needs {pairs}; installed: {there}. Run `pip install "sheen-tts[qwen3-tts]"`'
-        )
+    """The module `qwen_tts`. Raises SheenError where it is missing, there twice, or no proved
+    pair.
+    """
+    if problem := unfit({name: installed(name) for name in (*SHARERS, "transformers")}):
+        raise SheenError(problem)
     without_torchaudio()
     if "sox" not in sys.modules and shutil.which("sox") is None:
         stand_in("sox")  # it would run the program, and complain at length that there is none
     with redirect_stdout(io.StringIO()):  # a banner about flash-attn
         import qwen_tts
-
+    quiet()
     return qwen_tts
+
+
+def unfit(found: Mapping[str, str | None]) -> str | None:
+    """What is wrong with the versions that are installed, and the way out; None for a proved
+    pair.
+    """
+    there = [name for name in SHARERS if found[name]]
+    if len(there) > 1:
+        return (
+            f"{' and '.join(there)} are both installed and overwrite each other's module qwen_tts; "
+            f"`pip uninstall {' '.join(there)}`, then `pip install \"sheen-tts[qwen3-tts]\"`"
+        )
+    if any(fits(stack, found) for stack in STACKS):
+        return None
+    pairs = " or ".join(
+        " with ".join(f"{name}{wanted}" for name, wanted in stack.items()) for stack in STACKS
+    )
+    listed = ", ".join(f"{name} {number}" for name, number in found.items() if number) or "none"
+    extra = "qwen3-tts-hf" if "qwen-tts-hf" in there else "qwen3-tts"
+    return (
+        f'Qwen3-TTS needs {pairs}; installed: {listed}. Run `pip install "sheen-tts[{extra}]"`'
+    )
+
+
+def quiet() -> None:
+    """No bar for each load of weights, which transformers 5 draws; those of downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    silent = are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if not silent:
+        enable_progress_bars()
 
 
 def installed(name: str) -> str | None:
@@ -50,7 +80,7 @@ def installed(name: str) -> str | None:
         return None
 
 
-def fits(stack: dict[str, str], found: dict[str, str | None]) -> bool:
+def fits(stack: Mapping[str, str], found: Mapping[str, str | None]) -> bool:
     from packaging.specifiers import SpecifierSet
 
     return all(
