@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stack_facts import facts
 
+import sheen_cli
 from sheen_cli.babble import LETTER, speech
 from sheen_qwen3_tts import codec, miniature, stock
 
@@ -51,7 +52,10 @@ def test_both_stacks_encode_and_speak_the_same(folder: Path, tmp_path: Path) -> 
     clip = sound(15)
     np.save(tmp_path / "clip.npy", clip)
     script = [HERE / "stack_facts.py", folder, tmp_path / "clip.npy", tmp_path / "facts"]
-    subprocess.run([str(OTHER), *map(str, script)], check=True, timeout=300)
+    same = os.pathsep.join(str(Path(each).parents[1]) for each in (sheen_cli.__file__, stock.__file__))
+    subprocess.run(
+        [str(OTHER), *map(str, script)], env={**os.environ, "PYTHONPATH": same}, check=True
+    )
     theirs, ours = load_file(tmp_path / "facts"), facts(folder, clip)
     assert set(theirs) == set(ours)
     for name, tensor in ours.items():
