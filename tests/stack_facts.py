@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from sheen_qwen3_tts import base, codec, model
+from sheen_qwen3_tts import codec, model
 from sheen_qwen3_tts.generate import Sampling, Wish, generate
 from sheen_qwen3_tts.layout import VECTOR, Prompt
 
@@ -22,7 +22,9 @@ def facts(folder: Path, sound: np.ndarray) -> dict[str, torch.Tensor]:
     codes = codec.encode(sounds, sound)
     voice = codec.vector(codec.speaker_encoder(folder), sound)
     speech = model.load(folder, {}).eval()
-    prompt = Prompt(speech.base.words(TEXT), VECTOR, reference=((), tuple(map(tuple, codes.tolist()))))
+    prompt = Prompt(
+        speech.base.words(TEXT), VECTOR, reference=((), tuple(map(tuple, codes.tolist())))
+    )
     (spoken,) = generate(speech, [Wish(prompt, voice, 12, greedy=True)], Sampling())
     return {
         "codes": codes,

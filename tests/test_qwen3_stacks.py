@@ -52,9 +52,11 @@ def test_both_stacks_encode_and_speak_the_same(folder: Path, tmp_path: Path) -> 
     clip = sound(15)
     np.save(tmp_path / "clip.npy", clip)
     script = [HERE / "stack_facts.py", folder, tmp_path / "clip.npy", tmp_path / "facts"]
-    same = os.pathsep.join(str(Path(each).parents[1]) for each in (sheen_cli.__file__, stock.__file__))
+    sources = [str(Path(file).parents[1]) for file in (sheen_cli.__file__, stock.__file__)]
     subprocess.run(
-        [str(OTHER), *map(str, script)], env={**os.environ, "PYTHONPATH": same}, check=True
+        [str(OTHER), *map(str, script)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sources)},
+        check=True,
     )
     theirs, ours = load_file(tmp_path / "facts"), facts(folder, clip)
     assert set(theirs) == set(ours)
@@ -67,7 +69,7 @@ def test_both_stacks_encode_and_speak_the_same(folder: Path, tmp_path: Path) -> 
 
 
 def test_the_window_of_the_codecs_attention_is_not_applied(folder: Path, tmp_path: Path) -> None:
-    """4.57.3 ignores it and transformers 5 would not: clips of more than 10 s would get other codes.
+    """4.57.3 ignores it and transformers 5 would not: clips over 10 s would get other codes.
     The same weights under a narrow and a wide window must hear the same.
     """
     clip, found = sound(15), []
@@ -88,11 +90,11 @@ def test_the_window_of_the_codecs_attention_is_not_applied(folder: Path, tmp_pat
 
 def refused(site: Path, **versions: str) -> str:
     """What loading says where these distributions are found before the installed ones."""
-    for name, version in versions.items():
-        info = site / f"{name}-{version}.dist-info"
+    for name, number in versions.items():
+        info = site / f"{name}-{number}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n"
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {number}\n"
         )
     out = subprocess.run(
         [sys.executable, "-c", "from sheen_qwen3_tts import stock; stock.load()"],

@@ -48,7 +48,7 @@ def unfit(found: Mapping[str, str | None]) -> str | None:
     if len(there) > 1:
         return (
             f"{' and '.join(there)} are both installed and overwrite each other's module qwen_tts; "
-            f"`pip uninstall {' '.join(there)}`, then `pip install \"sheen-tts[qwen3-tts]\"`"
+            f'`pip uninstall {" ".join(there)}`, then `pip install "sheen-tts[qwen3-tts]"`'
         )
     if any(fits(stack, found) for stack in STACKS):
         return None
@@ -57,9 +57,7 @@ def unfit(found: Mapping[str, str | None]) -> str | None:
     )
     listed = ", ".join(f"{name} {number}" for name, number in found.items() if number) or "none"
     extra = "qwen3-tts-hf" if "qwen-tts-hf" in there else "qwen3-tts"
-    return (
-        f'Qwen3-TTS needs {pairs}; installed: {listed}. Run `pip install "sheen-tts[{extra}]"`'
-    )
+    return f'Qwen3-TTS needs {pairs}; installed: {listed}. Run `pip install "sheen-tts[{extra}]"`'
 
 
 def quiet() -> None:
