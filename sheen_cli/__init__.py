@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sheen_cli.types import Clip as Clip
     from sheen_cli.types import Entry as Entry
     from sheen_cli.types import Loss as Loss
+    from sheen_cli.types import Measured as Measured
     from sheen_cli.types import Reference as Reference
     from sheen_cli.types import Request as Request
     from sheen_cli.types import Row as Row
@@ -49,6 +50,7 @@ _HOME = {
             "Clip",
             "Entry",
             "Loss",
+            "Measured",
             "Reference",
             "Request",
             "Row",

@@ -384,16 +384,25 @@ def plugins_list(as_json: Json = False) -> None:
 
 
 @plugins_app.command("check")
-def plugins_check(name: str, settings: Settings = None, as_json: Json = False) -> None:
+def plugins_check(
+    name: str,
+    settings: Settings = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Measure this base model instead, a folder or a Hub id."),
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="With --base: speech to measure it with; else built in.")
+    ] = None,
+    clip_text: Annotated[str | None, typer.Option(help="What is said in --clip.")] = None,
+    as_json: Json = False,
+) -> None:
     """Prove that a backbone keeps its contract, rule by rule; exit code 1 if it does not.
 
     It trains a tiny model on babble, on top of whose settings yours come.
     """
-    from dataclasses import asdict
-
     from sheen_cli.plugins import package, points
     from sheen_cli.recipe import did_you_mean
-    from sheen_cli.testing import judged
 
     packages = {point.name: package(point) for point in points()}
     if name not in packages:
@@ -401,23 +410,67 @@ def plugins_check(name: str, settings: Settings = None, as_json: Json = False) -
         raise SheenError(
             f"no backbone named '{name}'{did_you_mean(name, packages)}; installed: {known}"
         )
-    found = []
-    for finding in judged(name, settings or []):
+    if base is None and (clip is not None or clip_text is not None):
+        raise SheenError("--clip and --clip-text measure a base model: name it with --base")
+    about: dict[str, Any] = {"backbone": name, "distribution": packages[name]}
+    passed = (
+        contract_check(about, settings or [], as_json)
+        if base is None
+        else base_check({**about, "base": base}, clip, clip_text, settings or [], as_json)
+    )
+    if not passed:
+        raise typer.Exit(1)
+
+
+def contract_check(about: dict[str, Any], settings: list[str], as_json: bool) -> bool:
+    from dataclasses import asdict
+
+    from sheen_cli.testing import judged
+
+    name, found = about["backbone"], []
+    for finding in judged(name, settings):
         found.append(finding)
         if not as_json:
             console.result(f"{finding.status:<11}  {finding}")
     broken = [finding.rule for finding in found if finding.status == "failed"]
     if as_json:
         rules = [asdict(finding) for finding in found]
-        report = {"backbone": name, "distribution": packages[name]}
-        console.result(json.dumps({**report, "passed": not broken, "rules": rules}))
+        console.result(json.dumps({**about, "passed": not broken, "rules": rules}))
     else:
         kept = sum(finding.status == "ok" for finding in found)
         console.result(
             f"{name} breaks {', '.join(broken)}" if broken else f"{name} keeps {kept} rules"
         )
-    if broken:
-        raise typer.Exit(1)
+    return not broken
+
+
+def base_check(
+    about: dict[str, Any],
+    clip: Path | None,
+    text: str | None,
+    settings: list[str],
+    as_json: bool,
+) -> bool:
+    from dataclasses import asdict
+
+    from sheen_cli.testing.base import measured
+
+    name, base, found = about["backbone"], about["base"], []
+    for each in measured(name, base, clip, text, settings):
+        found.append(each)
+        if not as_json:
+            mark = {True: "ok", False: "failed", None: "notice"}[each.ok]
+            console.result(f"{mark:<6}  {each.name:<13}  {each.text}")
+    failed = [each.name for each in found if each.ok is False]
+    if as_json:
+        checks = [asdict(each) for each in found]
+        console.result(json.dumps({**about, "passed": not failed, "checks": checks}))
+    else:
+        notices = [each.name for each in found if each.ok is None]
+        aside = f"; see the notices on {', '.join(notices)}" if notices else ""
+        verdict = f"fails {', '.join(failed)}" if failed else "passes"
+        console.result(f"{base} {verdict}{aside}")
+    return not failed
 
 
 def renamed(columns: list[str]) -> dict[str, str]:

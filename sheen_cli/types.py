@@ -164,6 +164,18 @@ class Audio:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One thing that was measured of a base model: what was seen, in words, and the figures behind
+    it. `ok`: True or False; None for a notice, which does not decide.
+    """
+
+    name: str
+    ok: bool | None
+    text: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BackboneSpec:
     """What a backbone declares of itself.
 
@@ -185,6 +197,8 @@ class BackboneSpec:
                   offline, for the contract kit and `sheen doctor`; it may write a base model to
                   the folder that it is given
     stacks        versions that it was tested with together: package -> specifier ("==4.57.3")
+    check         measures a base model that the user has: (recipe, its folder or Hub id, a clip or
+                  None for one that is built in, a folder to write to) -> what is found, in order
     exports       kinds that its `export` hook writes; none where it has no such hook
     free          recipe keys ("model.temperature") that a resumed run may change: they decide
                   nothing of what is learnt
@@ -202,6 +216,7 @@ class BackboneSpec:
     datasets: Mapping[str, Callable[[Recipe[Any]], Iterable[Entry]]] = field(default_factory=dict)
     tiny: Callable[[Path], Sequence[str]] | None = None
     stacks: Sequence[Mapping[str, str]] = ()
+    check: Callable[[Recipe[Any], str, Clip | None, Path], Iterable[Measured]] | None = None
     exports: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
     api: int = API

@@ -16,6 +16,7 @@ from sheen_cli import (
     Batch,
     Clip,
     Loss,
+    Measured,
     Recipe,
     Request,
     Row,
@@ -109,6 +110,8 @@ def describe(recipe: Recipe[Options] | None) -> BackboneSpec:
         stacks=stock.STACKS,
         exports=("custom-voice", "base", "both", "adapter", "merged"),
         free=tuple(f"model.{key}" for key in FREE),
+
+        check=check,
     )
 
 
@@ -116,6 +119,14 @@ def tiny(folder: Path) -> Sequence[str]:
     from sheen_qwen3_tts import miniature
 
     return [f"model.base={miniature.build(folder)}", *miniature.SETTINGS]
+
+
+def check(
+    recipe: Recipe[Options], name: str, clip: Clip | None, folder: Path
+) -> Iterable[Measured]:
+    from sheen_qwen3_tts import basecheck
+
+    return basecheck.check(recipe, name, clip, folder)
 
 
 @hookimpl

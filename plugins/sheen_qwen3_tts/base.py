@@ -134,6 +134,14 @@ def local(place: str) -> Path:
         raise SheenError(f"model.base={place} cannot be downloaded: {error}") from None
 
 
+def shards(folder: Path) -> list[str]:
+    """The files that a folder's index spreads its weights over, if it has one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+
+
 @cache
 def read(folder: Path, new_languages: tuple[tuple[str, str], ...] = ()) -> Base:
     """Open a folder, with tags for languages that it may lack. Raises SheenError where it is no
@@ -144,6 +152,7 @@ def read(folder: Path, new_languages: tuple[tuple[str, str], ...] = ()) -> Base:
         missing.append("speech_tokenizer/config.json")
     if not any(folder.glob("*.safetensors")):
         missing.append("model.safetensors")
+    missing += [name for name in shards(folder) if not (folder / name).is_file()]
     if missing:
         raise SheenError(f"{folder} is no Qwen3-TTS checkpoint: {', '.join(missing)} is missing")
     config = json.loads((folder / "config.json").read_text("utf-8"))

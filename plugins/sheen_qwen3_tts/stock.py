@@ -8,8 +8,8 @@ import io
 import shutil
 import sys
 import types
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
@@ -58,6 +58,19 @@ def unfit(found: Mapping[str, str | None]) -> str | None:
     listed = ", ".join(f"{name} {number}" for name, number in found.items() if number) or "none"
     extra = "qwen3-tts-hf" if "qwen-tts-hf" in there else "qwen3-tts"
     return f'Qwen3-TTS needs {pairs}; installed: {listed}. Run `pip install "sheen-tts[{extra}]"`'
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """No remarks of transformers about how the stock package calls it."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def quiet() -> None:
