@@ -109,23 +109,40 @@ def extras(points: Iterable[EntryPoint]) -> Iterator[Check]:
 
 
 def absent(distribution: str) -> dict[str, list[str]]:
-    """For each extra of a package, but OURS, the requirements that the environment lacks."""
+    """For each extra of a package, but OURS, the requirements that the environment lacks.
+
+    An extra that would replace what another one, all of which is there, needs is a choice that was
+    not made, and lacks nothing.
+    """
+    wanted = wishes(distribution)
+    lacking = {
+        extra: [each for each in some if not fits(each.name, str(each.specifier))]
+        for extra, some in wanted.items()
+    }
+    settled = {each.name for extra, some in wanted.items() if not lacking[extra] for each in some}
+    return {
+        extra: [str(replaced(each)) for each in some]
+        for extra, some in lacking.items()
+        if some and not any(installed(each.name) and each.name in settled for each in some)
+    }
+
+
+def wishes(distribution: str) -> dict[str, list[Requirement]]:
+    """What each extra of a package, but OURS, requires beyond the package itself."""
     facts = metadata(distribution)
     wanted = [Requirement(text) for text in facts.get_all("Requires-Dist") or []]
-    found = {}
-    for extra in facts.get_all("Provides-Extra") or []:
-        lacking = [
-            str(replaced(each))
+    return {
+        extra: [
+            each
             for each in wanted
             if each.marker
             and not each.marker.evaluate({"extra": ""})
             and each.marker.evaluate({"extra": extra})
             and canonicalize_name(each.name) != canonicalize_name(distribution)
-            and not fits(each.name, str(each.specifier))
         ]
-        if lacking and extra not in OURS:
-            found[extra] = lacking
-    return found
+        for extra in facts.get_all("Provides-Extra") or []
+        if extra not in OURS
+    }
 
 
 def replaced(requirement: Requirement) -> Requirement:

@@ -96,6 +96,20 @@ def test_extras_of_a_real_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert absent("broken-extras") == {"codec": ["no-such-codec>=2"]}
 
 
+def test_an_extra_that_excludes_the_one_that_is_there_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets of versions to choose from, of which one is installed."""
+    rival = b"""Provides-Extra: rival
+Requires-Dist: no-such-fork; extra == "rival"
+Requires-Dist: numpy<1; extra == "rival"
+"""
+    head, _, tail = EXTRAS.partition(b"Requires-Dist")
+    install(tmp_path, Plugin("extras", "", "", metadata=head + rival + b"Requires-Dist" + tail))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert absent("broken-extras") == {"codec": ["no-such-codec>=2"]}
+
+
 def test_a_full_disk_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {})()
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)

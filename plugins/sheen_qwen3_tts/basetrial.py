@@ -1,4 +1,4 @@
-"""One base and one clip under examination: what the package makes of them and what the stock package
+"""One base and one clip under examination: what this package makes of them and what the stock one
 does, each made when it is first asked for.
 """
 
