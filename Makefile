@@ -38,6 +38,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(HF_READY): pyproject.toml constraints-hf.txt
 	$(call set-up,.venv-hf,constraints-hf.txt,$(HF_EXTRAS))
+	@$(HF)/python -m pip uninstall --quiet --yes torchaudio # not needed; one that does not load ends transformers 5
 
 # An environment: its folder, its constraints, its extras.
 define set-up

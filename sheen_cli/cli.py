@@ -460,7 +460,7 @@ def base_check(
         found.append(each)
         if not as_json:
             mark = {True: "ok", False: "failed", None: "notice"}[each.ok]
-            console.result(f"{mark:<6}  {each.name:<13}  {each.text}")
+            console.result(f"{mark:<6}  {each.name:<19}  {each.text}")
     failed = [each.name for each in found if each.ok is False]
     if as_json:
         checks = [asdict(each) for each in found]

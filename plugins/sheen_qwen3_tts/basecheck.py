@@ -44,8 +44,8 @@ def check(recipe: Recipe[Any], name: str, clip: Clip | None, folder: Path) -> It
         except SheenError:  # the user can mend it
             raise
         except Exception as error:  # whatever it is, it is the answer
-            told = " ".join(str(error).split())
-            yield Measured(step.__name__, False, f"{type(error).__name__}: {told}")
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            yield Measured(step.__name__.replace("_", "-"), False, told)
 
 
 def trial_lora() -> Any:
