@@ -110,7 +110,6 @@ def describe(recipe: Recipe[Options] | None) -> BackboneSpec:
         stacks=stock.STACKS,
         exports=("custom-voice", "base", "both", "adapter", "merged"),
         free=tuple(f"model.{key}" for key in FREE),
-
         check=check,
     )
 

@@ -5,6 +5,7 @@ The tests of this package run on made-up weights, of which much is known to be r
 figures are shown and only what holds of any weights can fail.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -27,6 +28,7 @@ LARGEST = 10.0  # total from which the batch is built wrongly, or the base is no
 STEPS, LEARNING_RATE = 8, 5e-4  # of the adapters' trial
 CLOSE = 1e-4  # between numbers that should be equal
 TIE = 1e-3  # between logits, below which a GPU's rounding may choose either
+QUIET = 1e-4  # RMS below which nothing is said
 ALIKE = 0.6  # correlation of loudness between a clip and what the codec gives back of it
 
 
@@ -194,7 +196,7 @@ def clone(trial: Trial, name: str, in_context: bool) -> Measured:
     if len(audio.samples) >= codec.SHORTEST:
         ours, theirs = (codec.vector(encoder, each) for each in (audio.samples, trial.clip.audio))
         like = float(cosine_similarity(ours, theirs, dim=0))
-    ok: bool | None = bool(np.isfinite(audio.samples).all()) and rms > 1e-4
+    ok: bool | None = bool(np.isfinite(audio.samples).all()) and rms > QUIET
     ended = audio.stop == "end"
     if ok and not ended:
         ok = None
@@ -238,6 +240,40 @@ def saved(trial: Trial) -> Measured:
     return Measured("saved", apart < CLOSE, text, {"megabytes": size, "difference": apart})
 
 
+def export_custom_voice(trial: Trial) -> Measured:
+    return exported(trial, "custom-voice")
+
+
+def export_base(trial: Trial) -> Measured:
+    return exported(trial, "base")
+
+
+@torch.inference_mode()
+@stock.hushed()
+def exported(trial: Trial, kind: str) -> Measured:
+    """The taught base as a folder of the stock package, which speaks with it."""
+    trial.forget()
+    folder = trial.folder / kind
+    folder.mkdir()
+    plugin.export(trial.recipe, trial.folder / "checkpoint", kind, folder)
+    wrapper, clip = trial.wrapper(folder), trial.clip
+    how = {"max_new_tokens": int(SECONDS * RATE / FRAME), "repetition_penalty": 1.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "base":
+            heard = {"ref_audio": (clip.audio, RATE), "ref_text": clip.text}
+            (sound,), rate = wrapper.generate_voice_clone(TEXT, "auto", **heard, **how)
+        else:
+            (name,) = checkpoint.load_voices(trial.artifacts)
+            (sound,), rate = wrapper.generate_custom_voice(TEXT, name, "auto", **how)
+    shutil.rmtree(folder)
+    rms, seconds = float(np.sqrt(np.square(sound, dtype=np.float64).mean())), len(sound) / rate
+    ok = bool(np.isfinite(sound).all()) and rms > QUIET
+    text = f"the stock package loads it and says {seconds:.1f} s, RMS {rms:.3f}"
+    return Measured(f"export-{kind}", ok, text, {"seconds": seconds, "rms": rms})
+
+
 STEPS_IN_ORDER: tuple[Callable[[Trial], Measured], ...] = (
     opened, losses, aligned, codes, tokens, clone_xvector, clone_icl, lora, saved,
+    export_custom_voice, export_base,
 )  # fmt: skip

@@ -94,6 +94,13 @@ class Trial:
         speech = plugin.load(self.recipe, saved)
         return speech.float().to(self.device).eval()
 
+    def wrapper(self, folder: Path) -> Any:
+        """The stock package's model of a folder."""
+        return stock.load().Qwen3TTSModel.from_pretrained(
+            str(folder), dtype=torch.float32, attn_implementation="sdpa",
+            device_map=str(self.device),
+        )  # fmt: skip
+
     def forget(self) -> None:
         self.__dict__.pop("speech", None)
         gc.collect()
@@ -151,11 +158,7 @@ class Stock:
     @torch.inference_mode()
     @stock.hushed()
     def of(cls, trial: Trial) -> "Stock":
-        wrapper = stock.load().Qwen3TTSModel.from_pretrained(
-            str(trial.base.folder), dtype=torch.float32, attn_implementation="sdpa",
-            device_map=str(trial.device),
-        )  # fmt: skip
-        clip = trial.clip
+        wrapper, clip = trial.wrapper(trial.base.folder), trial.clip
         (item,) = wrapper.create_voice_clone_prompt((clip.audio, RATE), ref_text=clip.text)
         (tokens,) = wrapper._tokenize_texts([wrapper._build_assistant_text(TEXT)])
         said = {icl: cls.greedy(wrapper, item, tokens, clip.text, icl) for icl in (False, True)}
