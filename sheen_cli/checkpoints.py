@@ -27,8 +27,7 @@ def write(folder: Path, recipe: Recipe[Any], artifacts: Path, fill: Callable[[Pa
         share(part)
         copy(artifacts, part / "artifacts")
         save(recipe, part / "recipe.yaml")
-        facts = {"format": FORMAT, "backbone": recipe.backbone, "files": digests(part)}
-        write_json(part / MANIFEST, {**facts, "seal": seal(facts)})
+        write_json(part / MANIFEST, sealed(recipe.backbone, digests(part)))
 
 
 def share(folder: Path) -> None:
@@ -40,6 +39,12 @@ def share(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_nlink == 1:
             path.chmod(0o666 & ~mask)
+
+
+def sealed(backbone: str, files: dict[str, dict[str, int | str]]) -> dict[str, Any]:
+    """What manifest.json holds, for files as `digests` tells them."""
+    facts = {"format": FORMAT, "backbone": backbone, "files": files}
+    return {**facts, "seal": seal(facts)}
 
 
 def seal(facts: dict[str, Any]) -> str:

@@ -199,6 +199,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on from the run's newest checkpoint.")
     ] = False,
+    wandb: Annotated[
+        bool | None, typer.Option("--wandb/--no-wandb", help="Send log and samples to W&B.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="A Hub repository USER/NAME to upload the model to.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train by a recipe on prepared data, or on a data set that it prepares first.
@@ -222,6 +228,7 @@ def train(
             "train.batch_size": batch_size,
         }
     )
+    flags += flagged({"log.wandb": wandb, "hub.push_to": push_to_hub})
     if max_steps is not None or epochs is not None:  # then they alone are the end
         ends = {"max_steps": max_steps, "epochs": epochs, "max_minutes": None}
         flags += [f"train.{key}={json.dumps(value)}" for key, value in ends.items()]

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sheen_cli import __version__, checkpoints, console, locks, rows
+from sheen_cli import __version__, checkpoints, console, locks, mirror, rows
 from sheen_cli.backbones import Backbone, load
 from sheen_cli.errors import SheenError
 from sheen_cli.files import (
@@ -29,8 +29,9 @@ from sheen_cli.splits import SPLITS
 # What may change between a run and its resumption: where it ends, and what is only watched.
 FREE = {
     "train.max_steps", "train.epochs", "train.max_minutes", "train.workers", "train.validate_every",
-    "train.save_every", "train.keep", "log.every", "synth.seed", "synth.greedy",
-    "synth.max_seconds",
+    "train.save_every", "train.keep", "log.every", "log.samples", "log.sentences", "log.wandb",
+    "log.project", "log.run_name", "hub.push_to", "hub.private", "hub.which", "hub.license",
+    "synth.seed", "synth.greedy", "synth.max_seconds",
 }  # fmt: skip
 # What a folder may hold in which a run was killed before its run.json was there.
 BEGUN = {locks.LOCK, "recipe.yaml", ".recipe.yaml.part", ".run.json.part"}
@@ -42,6 +43,7 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
     """Train on the prepared folder `data` into the run folder `out`, which nobody else may write
     to meanwhile; returns the best checkpoint.
     """
+    mirror.check(recipe.log.wandb)
     manifest = check_data(data, recipe, backbone)
     # the record says what the rows were made from, whatever the recipe names
     recipe = recipe.model_copy(update={"data": Data(**manifest["made_from"]["data"])})

@@ -19,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -27,6 +28,10 @@ from sheen_cli.files import write_text
 from sheen_cli.plugins import points, scan, strict
 
 scan()  # hides damaged packages; pydantic reads all packages' metadata when a class is made
+
+
+# of the Hub's repositories: letters, digits, and within - _ . but never two dots or dashes
+REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][\w-]{0,94}/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 
 
 class Section(BaseModel):
@@ -112,7 +117,30 @@ class Synth(Section):
 
 
 class Log(Section):
+    """What is told of a training while it runs."""
+
     every: PositiveInt = 10  # steps between lines of metrics.jsonl
+    samples: int = Field(2, ge=0)  # texts of validation rows that are spoken at every validation
+    sentences: tuple[str, ...] = ()  # to speak instead of them
+    wandb: bool = False  # send the log and the samples to W&B, too
+    project: str = Field("sheen", min_length=1)  # there
+    run_name: str | None = None  # there; None: the run folder's
+
+
+class Hub(Section):
+    """Where the trained model is uploaded to."""
+
+    push_to: str | None = None  # a repository USER/NAME; None: nowhere
+    private: bool = True
+    which: Literal["best", "last"] = "best"
+    license: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9.-]*$")  # for the card, as cc-by-4.0
+
+    @field_validator("push_to")
+    @classmethod
+    def _named(cls, name: str | None) -> str | None:
+        if name is not None and not REPOSITORY.fullmatch(name):
+            raise ValueError("a Hub repository is named USER/NAME")
+        return name
 
 
 Options = TypeVar("Options", bound=Section)
@@ -126,6 +154,7 @@ class Recipe(Section, Generic[Options]):
     train: Train = Train(epochs=3)
     synth: Synth = Synth()
     log: Log = Log()
+    hub: Hub = Hub()
     model: Options
 
 
@@ -274,10 +303,10 @@ def _inner(section: Any, key: str) -> Any:
 
 def _elsewhere(key: str, options: type[Section]) -> str:
     """The nearest name for a key that was put into the wrong section, or into none."""
-    sections: dict[str, Any] = {"data": Data, "train": Train, "synth": Synth, "log": Log}
+    sections: dict[str, Any] = {"model": options, "data": Data, "train": Train, "synth": Synth}
     homes = {
         inner: f"{name}.{inner}"
-        for name, section in {"model": options, **sections}.items()
+        for name, section in {**sections, "log": Log, "hub": Hub}.items()
         for inner in section.model_fields
     }
     close = get_close_matches(key, homes, 1)

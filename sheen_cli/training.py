@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sheen_cli import checkpoints, console, threads, tracking
+from sheen_cli import checkpoints, console, mirror, samples, threads, tracking
 from sheen_cli.backbones import Backbone
 from sheen_cli.batching import Micro, MicroBatches, Place, Places, seed_of, validation_batches
 from sheen_cli.errors import NotFinite, SheenError
@@ -100,7 +100,7 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
     if finished(train, total, progress) and parallel.is_main_process:
         console.say(f"nothing to do: the run stands at step {progress.step}, at or past its end")
     started = time.monotonic() - progress.seconds
-    with console.progress("training", total) as tick:
+    with copied(run, progress), console.progress("training", total) as tick:
         for window in stream(data, progress, parallel):
             if finished(train, total, progress):
                 break
@@ -115,12 +115,21 @@ def fit(run: Run, model: nn.Module, save: Save, groups: Sequence[Group]) -> None
             tick(progress.step, f"loss {record['loss']:.3f}")
             last = finished(train, total, progress)
             validate_and_save(run, model, optimizer, names, save, progress, last)
+            if last or progress.step % train.validate_every == 0:
+                samples.speak(run, parallel.unwrap_model(model), progress.step)
     parallel.wait_for_everyone()
 
 
 def micro_batches(run: Run) -> MicroBatches:
     ranks = run.accelerator.num_processes
     return MicroBatches(run.backbone, run.recipe, run.rows, run.artifacts, ranks)
+
+
+def copied(run: Run, progress: Progress) -> AbstractContextManager[None]:
+    """While it lasts, the run is copied to W&B, where that is wanted."""
+    if not (run.recipe.log.wandb and run.accelerator.is_main_process):
+        return nullcontext()
+    return mirror.mirrored(run.folder, run.recipe.log, progress.step)
 
 
 def take_up(optimizer: torch.optim.Optimizer, names: list[list[str]], state: Path) -> None:

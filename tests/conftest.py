@@ -24,7 +24,7 @@ from sheen_demo import words
 
 TINY = [
     "model.hidden=32", "model.layers=1", "model.heads=2", "train.max_minutes=null",
-    "train.threads=null", "train.max_steps=3", "log.every=1",
+    "train.threads=null", "train.max_steps=3", "log.every=1", "log.samples=0",
 ]  # fmt: skip
 DIGITS = ("one", "two", "three", "four")
 
