@@ -5,7 +5,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def share(folder: Path) -> None:
             path.chmod(0o666 & ~mask)
 
 
-def sealed(backbone: str, files: dict[str, dict[str, int | str]]) -> dict[str, Any]:
+def sealed(backbone: str, files: Mapping[str, Mapping[str, int | str]]) -> dict[str, Any]:
     """What manifest.json holds, for files as `digests` tells them."""
     facts = {"format": FORMAT, "backbone": backbone, "files": files}
     return {**facts, "seal": seal(facts)}

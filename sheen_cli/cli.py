@@ -326,6 +326,44 @@ def export(
 
 
 @app.command()
+def push(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run: its best.")],
+    repository: Annotated[str, typer.Argument(help="On the Hub, as USER/NAME.")],
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--no-private", help="Whether a new repository is private."),
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="For the card, as cc-by-4.0.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run/--no-dry-run", help="Show files and card; send nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a checkpoint to the Hub, with a model card.
+
+    One commit, private unless asked. Repeating it sends only what differs.
+    """
+    from sheen_cli import bundle, checkpoints, hub
+    from sheen_cli.recipe import read
+
+    folder = checkpoints.resolve(checkpoint)
+    packed = hub.prepare(folder, repository, license)
+    if private is None:
+        private = read(folder / "recipe.yaml").get("hub", {}).get("private", True)
+    done = {"url": None, "commit": None} if dry_run else hub.push(packed, repository, private)
+    files = {name: bundle.size(content) for name, content in packed.files.items()}
+    if as_json:
+        facts = {**done, "repository": repository, "private": private, "files": files}
+        return console.result(json.dumps({**facts, "left": packed.left}))
+    for name in packed.left:
+        console.say(f"left behind: {name}")
+    if not dry_run:
+        return console.result(hub.told(done, private))
+    console.result("\n".join(console.columns((str(size), name) for name, size in files.items())))
+    console.result("\n" + bytes(packed.files[bundle.CARD]).decode())
+
+
+@app.command()
 def doctor(
     seconds: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds that a backbone's step may take.")

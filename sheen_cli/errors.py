@@ -31,3 +31,9 @@ class NotFinite(SheenError):
     """A loss or gradient that is no number; training on would only spoil the model."""
 
     code = 6
+
+
+class Unreachable(SheenError):
+    """A server that does not answer, or fails, again and again."""
+
+    code = 7

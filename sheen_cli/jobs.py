@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sheen_cli import __version__, checkpoints, console, locks, mirror, rows
+from sheen_cli import __version__, checkpoints, console, hub, locks, mirror, rows
 from sheen_cli.backbones import Backbone, load
 from sheen_cli.errors import SheenError
 from sheen_cli.files import (
@@ -48,9 +48,11 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
     # the record says what the rows were made from, whatever the recipe names
     recipe = recipe.model_copy(update={"data": Data(**manifest["made_from"]["data"])})
     check_out(out)
+    hub.look_ahead(recipe)
     with locks.hold(out):
         start = begin(recipe, out, data, manifest, resume, backbone.spec.free)
         work(recipe, backbone, data, out, manifest, start)
+        hub.push_trained(recipe, out)
     return out / "best"
 
 

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
@@ -34,7 +35,7 @@ DONE = b"done"  # what a training that came to its end says to its mirror
 
 SETTINGS = {
     "allow_val_change": True, "console": "off", "disable_code": True, "disable_git": True,
-    "disable_job_creation": True, "finish_timeout": WAIT - 5, "init_timeout": START,
+    "disable_job_creation": True, "finish_timeout": WAIT - 5, "host": "", "init_timeout": START,
     "save_code": False, "silent": True, "symlink": False, "x_disable_machine_info": True,
     "x_disable_meta": True, "x_disable_stats": True, "x_save_requirements": False,
 }  # fmt: skip
@@ -148,9 +149,7 @@ class Source:
                 facts = read_json(path)
                 samples = [{**each, "path": path.parent / each["wav"]} for each in facts["samples"]]
                 found.append((facts["step"], {"samples": samples}))
-        return sorted(
-            [each for each in found if each[0] > self.after], key=lambda each: each[0]
-        )
+        return sorted([each for each in found if each[0] > self.after], key=lambda each: each[0])
 
     def _lines(self) -> list[dict[str, Any]]:
         path = self.folder / LOG
@@ -176,6 +175,13 @@ def mode() -> tuple[str, str]:
     return "online", ""
 
 
+def without_password(address: str) -> str:
+    """W&B takes the key alone, and writes its server's address into its logs."""
+    kind, slashes, rest = address.partition("://")
+    before, _, after = rest.partition("/")
+    return kind + slashes + "/".join([before.rpartition("@")[2], *([after] if after else [])])
+
+
 def answers(address: str) -> bool:
     """Whether there is a server, whatever it says."""
     try:
@@ -184,7 +190,7 @@ def answers(address: str) -> bool:
     except urllib.error.HTTPError as error:
         error.close()
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return False
 
 
@@ -212,10 +218,11 @@ def begin(folder: Path) -> tuple[Any, str]:
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """The recipe, without secrets that somebody may have put there."""
+    """The recipe as it may be published, without secrets that somebody may have put there."""
+    from sheen_cli.bundle import public_recipe
     from sheen_cli.recipe import read
 
-    text = json.dumps(read(folder / "recipe.yaml"))
+    text = json.dumps(public_recipe(read(folder / "recipe.yaml")))
     values: dict[str, Any] = json.loads(logins.scrub(text, logins.values()))
     return values
 
@@ -266,6 +273,8 @@ def main() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)  # W&B names addresses in its messages, and what is in them
+    if address := os.environ.get("WANDB_BASE_URL"):
+        os.environ["WANDB_BASE_URL"] = without_password(address)
     life, folder = Lifeline(), Path(sys.argv[1])
     try:
         copy(folder, int(sys.argv[2]), life)

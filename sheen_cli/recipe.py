@@ -133,7 +133,9 @@ class Hub(Section):
     push_to: str | None = None  # a repository USER/NAME; None: nowhere
     private: bool = True
     which: Literal["best", "last"] = "best"
-    license: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9.-]*$")  # for the card, as cc-by-4.0
+    license: str | None = Field(
+        None, pattern=r"^[a-z0-9][a-z0-9.-]*$"
+    )  # for the card, as cc-by-4.0
 
     @field_validator("push_to")
     @classmethod

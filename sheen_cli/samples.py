@@ -114,9 +114,7 @@ def said(run: "Run", model: nn.Module, requests: Sequence[Request]) -> list[Audi
     """
 
     def once(some: Sequence[Request]) -> list[Audio]:
-        spoken = run.backbone.hook.synth(
-            recipe=run.recipe, model=model, requests=some, trace=False
-        )
+        spoken = run.backbone.hook.synth(recipe=run.recipe, model=model, requests=some, trace=False)
         return list(spoken)
 
     try:
