@@ -3,10 +3,9 @@ environment or of `hf auth login`, and is never shown.
 """
 
 import hashlib
-import json
 import random
-import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -49,13 +48,9 @@ def check(api: Any, repository: str, private: bool) -> None:
     where that is public against the wish; Unreachable where it does not answer at once.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     try:
-        address, headers = f"{api.endpoint}/api/whoami-v2", build_hf_headers(token=True)
-        response = get_session().get(address, headers=headers, timeout=QUICK)
-        hf_raise_for_status(response)
-        check_token(response.json(), repository)
+        check_token(ask(f"{api.endpoint}/api/whoami-v2").json(), repository)
         refuse_public(api.model_info(repository, timeout=QUICK), private)
     except RepositoryNotFoundError:
         return  # it will be made
@@ -102,19 +97,31 @@ def attempt(api: Any, packed: Bundle, repository: str, private: bool) -> dict[st
         return {"url": url, "commit": None}
     operations = [CommitOperationDelete(name) for name in stale]
     operations += [CommitOperationAdd(name, packed.files[name]) for name in changed]
-    try:
-        made = api.create_commit(repository, operations, commit_message="Upload by sheen")
-    except ValueError as error:
-        if "README.md" not in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise SheenError(f"the Hub refuses the model card: {reason}") from None
+    made = commit(api, repository, operations)
     new = there(api, repository)
     if wrong := [
         name for name, content in packed.files.items() if not same(content, new.get(name))
     ]:
         raise Unreachable(f"{repository} does not hold what was sent: {', '.join(wrong[:3])}")
     return {"url": url, "commit": made.oid}
+
+
+def commit(api: Any, repository: str, operations: list[Any]) -> Any:
+    """One commit. What the Hub thinks of the card is a line of ours."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            made = api.create_commit(repository, operations, commit_message="Upload by sheen")
+        except ValueError as error:
+            if CARD not in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise SheenError(f"the Hub refuses the model card: {reason}") from None
+    for warning in seen:
+        if CARD in str(warning.message):
+            said = str(warning.message).partition(CARD)[2].strip(":- \n")
+            console.warn(f"the Hub says of the model card: {' '.join(said.split())}")
+    return made
 
 
 def there(api: Any, repository: str) -> dict[str, Any]:
@@ -139,13 +146,20 @@ def sent_before(api: Any, repository: str, old: dict[str, Any]) -> set[str]:
     """
     if checkpoints.MANIFEST not in old:
         return set()
-    with tempfile.TemporaryDirectory() as folder:
-        path = api.hf_hub_download(repository, checkpoints.MANIFEST, local_dir=folder)
-        try:
-            names = set(json.loads(Path(path).read_text("utf-8"))["files"])
-        except (ValueError, LookupError, TypeError):
-            return set()
-    return names & set(old)
+    manifest = ask(f"{api.endpoint}/{repository}/resolve/main/{checkpoints.MANIFEST}")
+    try:
+        return set(manifest.json()["files"]) & set(old)
+    except (ValueError, LookupError, TypeError):
+        return set()
+
+
+def ask(address: str) -> Any:
+    """The Hub's answer to a GET with our token, which raises what the client raises."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    response = get_session().get(address, headers=build_hf_headers(token=True), timeout=QUICK)
+    hf_raise_for_status(response)
+    return response
 
 
 # --- patience -----------------------------------------------------------------------------------
