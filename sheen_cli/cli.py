@@ -211,7 +211,7 @@ def train(
 
     Leaves checkpoints, and `best` and `last`, in the run's folder.
     """
-    from sheen_cli import jobs
+    from sheen_cli import hub, jobs, mirror
     from sheen_cli.backbones import resolve
     from sheen_cli.info import describe
 
@@ -233,6 +233,8 @@ def train(
         ends = {"max_steps": max_steps, "epochs": epochs, "max_minutes": None}
         flags += [f"train.{key}={json.dumps(value)}" for key, value in ends.items()]
     resolved, backbone = resolve(recipe, flags + (settings or []))
+    mirror.check(resolved.log.wandb)
+    hub.look_ahead(resolved)
     jobs.prepared(resolved, backbone, data, dataset, settings or [])
     out = out or Path("runs") / Path(recipe).stem
     best = jobs.train(resolved, backbone, data, out, resume)

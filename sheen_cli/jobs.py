@@ -48,7 +48,6 @@ def train(recipe: Recipe[Any], backbone: Backbone, data: Path, out: Path, resume
     # the record says what the rows were made from, whatever the recipe names
     recipe = recipe.model_copy(update={"data": Data(**manifest["made_from"]["data"])})
     check_out(out)
-    hub.look_ahead(recipe)
     with locks.hold(out):
         start = begin(recipe, out, data, manifest, resume, backbone.spec.free)
         work(recipe, backbone, data, out, manifest, start)

@@ -12,7 +12,7 @@ import typer.main
 from sheen_cli import errors
 from sheen_cli.backbones import load, points
 from sheen_cli.cli import app
-from sheen_cli.recipe import Data, Log, Section, Synth, Train, shipped
+from sheen_cli.recipe import Data, Hub, Log, Section, Synth, Train, shipped
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -33,7 +33,7 @@ def test_every_recipe_key_is_documented_with_its_default() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
     parts = re.split(r"^## `model` of the backbone `(.+)`$", text, flags=re.MULTILINE)
     assert set(parts[1::2]) == {point.name for point in points()}
-    shared = {"data": Data, "train": Train, "synth": Synth, "log": Log}
+    shared = {"data": Data, "train": Train, "synth": Synth, "log": Log, "hub": Hub}
     known = [{"backbone": None}]
     for name, section in shared.items():
         known[0] |= fields(section, name)
