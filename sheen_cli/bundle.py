@@ -62,10 +62,11 @@ def pack(checkpoint: Path) -> Bundle:
     recipe = public_recipe(read(checkpoint / RECIPE))
     base = read(checkpoint / RECIPE).get("model", {}).get("base")
     files[RECIPE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
-    found = {
-        name: {"bytes": size(content), "sha256": listed[name]["sha256"]}
-        if isinstance(content, Path)
-        else {"bytes": size(content), "sha256": digest(content)}
+    found: dict[str, dict[str, int | str]] = {
+        name: {
+            "bytes": size(content),
+            "sha256": listed[name]["sha256"] if isinstance(content, Path) else digest(content),
+        }
         for name, content in sorted(files.items())
     }
     manifest = checkpoints.sealed(recipe["backbone"], found)
