@@ -77,7 +77,8 @@ def languages(recipe: Mapping[str, Any], run: Path | None) -> list[str]:
 
 def about(bundle: Bundle, facts: Mapping[str, Any]) -> str:
     base = facts.get("base_model")
-    start = f"Fine-tuned from [{base}](https://huggingface.co/{base})" if base else "Trained"
+    start = "Fine-tuned" if bundle.recipe.get("model", {}).get("base") else "Trained"
+    start += f" from [{base}](https://huggingface.co/{base})" if base else ""
     return f"{start} with sheen, backbone `{bundle.recipe['backbone']}`."
 
 

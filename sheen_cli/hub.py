@@ -43,31 +43,35 @@ def push(packed: Bundle, repository: str, private: bool) -> dict[str, Any]:
     return patiently(lambda: attempt(api, packed, repository, private))
 
 
-def check(api: Any, repository: str, private: bool) -> None:
-    """Raise SheenError where the token cannot write to the repository, as far as the Hub tells, or
-    where that is public against the wish; Unreachable where it does not answer at once.
+def check(api: Any, repository: str, private: bool) -> str | None:
+    """Raise SheenError where the token cannot write, as far as the Hub tells, or the repository is
+    public against the wish; Unreachable where it does not answer at once. Returns a doubt.
     """
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    doubt = None
     try:
-        check_token(ask(f"{api.endpoint}/api/whoami-v2").json(), repository)
+        doubt = doubted(ask(f"{api.endpoint}/api/whoami-v2").json(), repository)
         refuse_public(api.model_info(repository, timeout=QUICK), private)
     except RepositoryNotFoundError:
-        return  # it will be made
+        pass  # it will be made
     except Exception as error:
         raise refusal(error) or Unreachable(f"the Hub cannot be had: {brief(error)}") from None
+    return doubt
 
 
-def check_token(who: dict[str, Any], repository: str) -> None:
-    token = who.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read":
+def doubted(who: dict[str, Any], repository: str) -> str | None:
+    """Whose token it is, where that may not write there. Raises SheenError for one that only
+    reads.
+    """
+    role = who.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
         raise SheenError(f"the token for the Hub can only read; make one that writes: {TOKENS}")
     owners = {who.get("name"), *(each.get("name") for each in who.get("orgs", []))}
     owner = repository.partition("/")[0]
-    if token.get("role") == "write" and owner not in owners:
-        raise SheenError(
-            f"the token for the Hub is of {who.get('name')}, who cannot write to {owner}"
-        )
+    if role != "write" or owner in owners:
+        return None
+    return f"the token for the Hub is of {who.get('name')}, who is not known to write to {owner}"
 
 
 def refuse_public(info: Any, private: bool) -> None:
@@ -264,9 +268,11 @@ def look_ahead(recipe: Recipe[Any]) -> None:
     wish = recipe.hub
     if wish.push_to is not None and not console.mute():
         try:
-            check(client(), wish.push_to, wish.private)
+            doubt = check(client(), wish.push_to, wish.private)
         except Exception as error:
-            console.warn(f"no upload to {wish.push_to} as things are: {brief(error)}")
+            doubt = brief(error)
+        if doubt:
+            console.warn(f"no upload to {wish.push_to} as things are: {doubt}")
 
 
 def push_trained(recipe: Recipe[Any], run: Path) -> None:
