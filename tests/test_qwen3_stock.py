@@ -16,9 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from sheen_cli.babble import speech as babble
 from sheen_qwen3_tts import base, codec, miniature, model, stock
-from sheen_qwen3_tts.generate import Sampling, Wish, generate
+from sheen_qwen3_tts.generate import Wish, generate
 from sheen_qwen3_tts.layout import IGNORE, VECTOR, Prompt, build
 from sheen_qwen3_tts.model import Speech
+from sheen_qwen3_tts.sampling import Sampling
 
 TEXT, SAID = "Good morning to you all.", "A reference it is."
 KINDS = [

@@ -1,34 +1,23 @@
 """The generation loop: many prompts at once, each with a seed, a limit and rules of its own.
 
-What it samples is what the stock package's `generate` samples, number for number in float32; the
-tests compare them. Every request draws from its own generator, so neighbours change nothing.
+What it says is what the stock package's `generate` says, token for token in float32; the tests
+compare them. A speech that is over leaves the batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn.functional import pad
 
 from sheen_qwen3_tts.layout import NONE, Prompt, Rows, prefix
 from sheen_qwen3_tts.model import Speech
+from sheen_qwen3_tts.sampling import Dice, Sampling, choose
+from sheen_qwen3_tts.stack import BLOCK, Stack, Turns
 
 CONTROL = 1024  # ids at the end of the codec table that are no audio
 SHORTEST = 2  # frames before which a speech may not end
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """As in generation_config.json; the second half is the sub-talker's."""
-
-    temperature: float = 0.9
-    top_k: int = 50
-    top_p: float = 1.0
-    repetition_penalty: float = 1.05
-    subtalker_temperature: float = 0.9
-    subtalker_top_k: int = 50
-    subtalker_top_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,179 +33,211 @@ class Wish:
 
 @dataclass(frozen=True)
 class Spoken:
-    """Codes (t, groups); the raw logits (t + 1, vocabulary) of code 0 and of what follows the last
-    frame, and (t, groups - 1, codes) of the others; whether it ended by itself.
+    """Codes (t, groups); nats that they cost the raw model, those of code 0 with the end's; whether
+    it ended by itself. If asked for, the raw logits (t + 1, vocabulary) of code 0 and of what
+    follows the last frame, and (t, groups - 1, codes) of the others.
     """
 
     codes: Tensor
+    talker_nll: float
+    subtalker_nll: float
+    ended: bool
     first: Tensor
     inner: Tensor
-    ended: bool
+
+
+@dataclass
+class Told:
+    """What one speech has come to: a tensor a frame in each list."""
+
+    codes: list[Tensor] = field(default_factory=list)  # (groups,)
+    talker: list[Tensor] = field(default_factory=list)  # () nats of code 0
+    subtalker: list[Tensor] = field(default_factory=list)  # (groups - 1,) nats of the others
+    first: list[Tensor] = field(default_factory=list)
+    inner: list[Tensor] = field(default_factory=list)
+
+    def spoken(self, ended: bool, groups: int) -> Spoken:
+        def stacked(tensors: list[Tensor], *shape: int) -> Tensor:
+            return torch.stack(tensors).cpu() if tensors else torch.zeros(0, *shape)
+
+        return Spoken(
+            stacked(self.codes, groups).long(),
+            float(stacked(self.talker).double().sum()),
+            float(stacked(self.subtalker).double().sum()),
+            ended,
+            stacked(self.first),
+            stacked(self.inner, groups - 1, 1),
+        )
 
 
 @torch.inference_mode()
-def generate(speech: Speech, wishes: Sequence[Wish], sampling: Sampling) -> list[Spoken]:
-    """Speak all wishes together."""
-    ids, device, count = speech.base.ids, speech.device, len(wishes)
-    starts = [prefix(wish.prompt, ids) for wish in wishes]
-    vectors = torch.stack([wish.vector for wish in wishes]).to(device)
-    inputs, mask = left_padded(speech, starts, vectors)
-    randoms = [torch.Generator().manual_seed(wish.seed) for wish in wishes]
-    cache = DynamicCache()
-    frames: list[Tensor] = []
-    firsts: list[Tensor] = []
-    inners: list[Tensor] = []
-    ends = [-1] * count  # frames of each speech, once it is over
-    ended = [False] * count
+def generate(
+    speech: Speech, wishes: Sequence[Wish], sampling: Sampling, trace: bool = False
+) -> list[Spoken]:
+    """Speak all wishes together; with `trace`, keep the logits."""
+    ids, device = speech.base.ids, speech.device
+    batch = Batch(speech, wishes)
+    told = [Told() for _ in wishes]
+    ended = [False] * len(wishes)
+    dice = Dice(wishes, (batch.vocabulary, *(speech.base.codes,) * (ids.groups - 1)))
+    step = 0
     while True:
-        step = len(frames)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
-        hidden = speech.talker.model(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=positions,
-            past_key_values=cache, use_cache=True,
-        ).last_hidden_state[:, -1:]  # fmt: skip
-        logits = speech.talker.codec_head(hidden[:, 0]).float()
-        firsts.append(logits)
-        allowed = permitted(logits, frames, ids.eos, sampling)
-        chosen = choose(
-            allowed, wishes, randoms, sampling.temperature, sampling.top_k, sampling.top_p
-        )
-        for row, wish in enumerate(wishes):
-            if ends[row] < 0 and (chosen[row] == ids.eos or step == wish.limit):
-                ends[row], ended[row] = step, step < wish.limit or bool(chosen[row] == ids.eos)
-        if min(ends) >= 0:
+        hidden = batch.talk(step)
+        logits = speech.talker.codec_head(hidden).float()
+        noise = dice.throw(batch.alive, device)
+        chosen = choose(batch.permitted(logits, sampling, step), sampling.talker, noise[0])
+        for row, each in zip(batch.alive, logits if trace else (), strict=False):
+            told[row].first.append(each)
+        # the one thing that is asked back from the device
+        ends = [number for number, code in enumerate(chosen.tolist()) if code == ids.eos]
+        over = {
+            number
+            for number, row in enumerate(batch.alive)
+            if number in ends or step == wishes[row].limit
+        }
+        for number in over:
+            row = batch.alive[number]
+            told[row].talker.append(nats(logits[number], ids.eos))
+            ended[row] = number in ends
+        if len(over) == len(batch.alive):
             break
-        chosen = chosen.where(chosen < speech.base.codes, 0)  # of speeches that are over
-        frame, inner = inside(speech, hidden, chosen, wishes, randoms, sampling)
-        frames.append(frame)
-        inners.append(inner)
-        words = torch.tensor([word(start, step, ids.tts_pad) for start in starts], device=device)
-        inputs = speech.embed(words[:, None], frame[:, None], vectors)
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    return [
-        taken(row, ends[row], ended[row], frames, firsts, inners, ids.groups)
-        for row in range(count)
-    ]
+        if over:
+            stay = torch.tensor([n for n in range(len(batch.alive)) if n not in over]).to(device)
+            batch.keep(stay)
+            hidden, logits, chosen = hidden[stay], logits[stay], chosen[stay]
+            noise = [None if each is None else each[stay] for each in noise]
+        codes, scores = batch.fill(hidden, chosen, sampling, noise[1:])
+        outer, inner = nats(logits, chosen), nats(scores, codes[:, 1:])
+        for number, row in enumerate(batch.alive):
+            told[row].codes.append(codes[number])
+            told[row].talker.append(outer[number])
+            told[row].subtalker.append(inner[number])
+            if trace:
+                told[row].inner.append(scores[number])
+        step += 1
+    return [each.spoken(end, ids.groups) for each, end in zip(told, ended, strict=True)]
 
 
-def taken(
-    row: int,
-    end: int,
-    ended: bool,
-    frames: list[Tensor],
-    firsts: list[Tensor],
-    inners: list[Tensor],
-    groups: int,
-) -> Spoken:
-    """One speech out of the batch."""
-    first = torch.stack([step[row] for step in firsts[: end + 1]]).cpu()
-    if not end:
-        return Spoken(
-            torch.zeros(0, groups, dtype=torch.long), first, torch.zeros(0, groups - 1, 1), ended
+class Batch:
+    """The speeches that are not over yet, `alive` by their numbers, and all that is kept of them
+    between frames.
+    """
+
+    def __init__(self, speech: Speech, wishes: Sequence[Wish]) -> None:
+        self.speech, self.alive = speech, list(range(len(wishes)))
+        ids, device = speech.base.ids, speech.device
+        starts = [prefix(wish.prompt, ids) for wish in wishes]
+        vectors = torch.stack([wish.vector for wish in wishes]).to(device)
+        predictor = speech.talker.code_predictor
+        self.vocabulary: int = speech.talker.codec_head.weight.shape[0]
+        self.inputs, self.seen = left_padded(speech, starts, vectors)
+        self.lengths = self.seen.sum(-1, keepdim=True)
+        self.words = later(speech, starts)
+        self.said = torch.zeros(len(wishes), self.vocabulary, dtype=torch.bool, device=device)
+        codes = torch.arange(self.vocabulary, device=device)
+        self.never = (codes >= self.vocabulary - CONTROL) & (codes != ids.eos)
+        self.at_first = self.never | (codes == ids.eos)
+        self.talker = Stack(speech.talker.model, len(wishes), self.inputs.shape[1] + BLOCK)
+        self.predictor = Stack(predictor.model, len(wishes), ids.groups)
+        self.tables = [speech.talker.model.codec_embedding, *predictor.get_input_embeddings()]
+        turns = self.predictor.turns(torch.arange(ids.groups, device=device)[None])
+        self.turns: list[Turns] = [
+            (turns[0][:, part], turns[1][:, part])
+            for part in (slice(0, 2), *(slice(at, at + 1) for at in range(2, ids.groups)))
+        ]
+        self.triangle = torch.ones(2, 2, dtype=torch.bool, device=device).tril()[None, None]
+
+    def talk(self, step: int) -> Tensor:
+        """The talker's state (alive, hidden) that predicts the frame of this step."""
+        if step == 0:
+            count = self.seen.shape[1]
+            positions = (self.seen.cumsum(-1) - 1).clamp(min=0)
+            causal = torch.ones(count, count, dtype=torch.bool, device=self.seen.device).tril()
+            self_ = torch.eye(count, dtype=torch.bool, device=self.seen.device)
+            mask = causal & self.seen[:, None, None] | self_  # padding sees itself: no NaN
+        else:
+            positions, mask = self.lengths + (step - 1), pad(self.seen, (0, step), value=True)
+            mask = mask[:, None, None]
+        states = self.talker(self.inputs, self.talker.turns(positions), mask)
+        return states[:, -1]
+
+    def permitted(self, logits: Tensor, sampling: Sampling, step: int) -> Tensor:
+        """Scores (alive, vocabulary) of what may come next: a code, or from the third frame on the
+        end; codes that were said are less likely.
+        """
+        penalty = sampling.repetition_penalty
+        if penalty != 1:
+            weaker = torch.where(logits < 0, logits * penalty, logits / penalty)
+            logits = torch.where(self.said, weaker, logits)
+        return logits.masked_fill(self.at_first if step < SHORTEST else self.never, float("-inf"))
+
+    def fill(
+        self, hidden: Tensor, first: Tensor, sampling: Sampling, noise: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """A frame's codes (alive, groups), given its first and the state (alive, hidden) that
+        predicts it, and the logits (alive, groups - 1, codes) of the others. The frame is the next
+        input.
+        """
+        predictor = self.speech.talker.code_predictor
+        self.predictor.filled = 0
+        codes, scores = [first], []
+        embedded = [self.tables[0](first)]
+        inputs = torch.stack([hidden, embedded[0]], 1)
+        mask: Tensor | None = self.triangle
+        for number, head in enumerate(predictor.lm_head):
+            states = self.predictor(
+                predictor.small_to_mtp_projection(inputs), self.turns[number], mask
+            )
+            scores.append(head(states[:, -1]).float())
+            codes.append(choose(scores[-1], sampling.subtalker, noise[number]))
+            embedded.append(self.tables[number + 1](codes[-1]))
+            inputs, mask = embedded[-1][:, None], None
+        step = self.talker.filled - self.seen.shape[1]
+        words = self.words[:, min(step, self.words.shape[1] - 1)]
+        self.inputs = (torch.stack(embedded, 1).sum(1) + words)[:, None]
+        self.said.scatter_(1, first[:, None], True)
+        return torch.stack(codes, 1), torch.stack(scores, 1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Let all others go; a batch costs what it holds."""
+        self.alive = [self.alive[row] for row in rows.tolist()]
+        self.seen, self.lengths, self.words, self.said = (
+            each[rows] for each in (self.seen, self.lengths, self.words, self.said)
         )
-    codes = torch.stack([step[row] for step in frames[:end]]).cpu()
-    return Spoken(codes, first, torch.stack([step[row] for step in inners[:end]]).cpu(), ended)
+        self.talker.keep(rows)
+        self.predictor.keep(rows)
 
 
-def word(start: Rows, step: int, pad: int) -> int:
-    return start.later[step] if step < len(start.later) else pad
+def nats(logits: Tensor, chosen: Tensor | int) -> Tensor:
+    """Negative log-likelihood of ids (...) under logits (..., n)."""
+    ids = torch.as_tensor(chosen, device=logits.device)[..., None]
+    return logits.logsumexp(-1) - logits.gather(-1, ids)[..., 0]
 
 
 def left_padded(speech: Speech, starts: Sequence[Rows], vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs (B, n, hidden) and mask (B, n) of prompts that end together."""
+    """Inputs (B, n, hidden) of prompts that end together, and where they are no padding (B, n)."""
     width = max(len(rows.text) for rows in starts)
-    groups = speech.base.ids.groups
     text = torch.full((len(starts), width), NONE)
-    codec = torch.full((len(starts), width, groups), NONE)
-    mask = torch.zeros(len(starts), width, dtype=torch.long)
+    codec = torch.full((len(starts), width, speech.base.ids.groups), NONE)
+    seen = torch.zeros(len(starts), width, dtype=torch.bool)
     for row, rows in enumerate(starts):
         at = width - len(rows.text)
         text[row, at:] = torch.from_numpy(rows.text)
         codec[row, at:] = torch.from_numpy(rows.codec)
-        mask[row, at:] = 1
-    device = speech.device
-    return speech.embed(text.to(device), codec.to(device), vectors), mask.to(device)
+        seen[row, at:] = True
+    device, weight = speech.device, speech.talker.codec_head.weight
+    inputs = speech.embed(text.to(device), codec.to(device), vectors)
+    return inputs.to(weight.dtype), seen.to(device)
 
 
-def permitted(logits: Tensor, frames: list[Tensor], eos: int, sampling: Sampling) -> Tensor:
-    """Scores (B, vocabulary) of what may come next: a code, or from the third frame on the end."""
-    scores = logits.clone()
-    if frames and sampling.repetition_penalty != 1:
-        said = torch.stack([frame[:, 0] for frame in frames], 1)
-        old = scores.gather(1, said)
-        weaker = torch.where(
-            old < 0, old * sampling.repetition_penalty, old / sampling.repetition_penalty
-        )
-        scores.scatter_(1, said, weaker)
-    end = scores[:, eos].clone()
-    scores[:, -CONTROL:] = float("-inf")
-    if len(frames) >= SHORTEST:
-        scores[:, eos] = end
-    return scores
-
-
-def choose(
-    scores: Tensor,
-    wishes: Sequence[Wish],
-    randoms: Sequence[torch.Generator],
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> Tensor:
-    """One id a row (B,): the likeliest for a greedy wish, else drawn by its own generator."""
-    chosen = scores.argmax(-1)
-    if all(wish.greedy for wish in wishes):
-        return chosen
-    warped = scores / temperature
-    if top_k:
-        least = warped.topk(min(top_k, warped.shape[-1]), -1).values[:, -1:]
-        warped = warped.masked_fill(warped < least, float("-inf"))
-    if top_p < 1:
-        ordered, order = warped.sort(-1)
-        drop = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-        drop[:, -1] = False
-        warped = warped.masked_fill(drop.scatter(1, order, drop), float("-inf"))
-    chances = warped.softmax(-1).cpu()
-    drawn = [
-        chosen[row].cpu()
-        if wish.greedy
-        else torch.multinomial(chances[row : row + 1], 1, generator=randoms[row])[0, 0]
-        for row, wish in enumerate(wishes)
-    ]
-    return torch.stack(drawn).to(scores.device)
-
-
-def inside(
-    speech: Speech,
-    hidden: Tensor,
-    first: Tensor,
-    wishes: Sequence[Wish],
-    randoms: Sequence[torch.Generator],
-    sampling: Sampling,
-) -> tuple[Tensor, Tensor]:
-    """A frame's codes (B, groups), given its first and the hidden state (B, 1, hidden) of the row
-    before it, and the logits (B, groups - 1, codes) of the others.
+def later(speech: Speech, starts: Sequence[Rows]) -> Tensor:
+    """What the text adds to each frame (B, n, hidden); the last column is that of all frames to
+    come.
     """
-    predictor = speech.talker.code_predictor
-    tables = [speech.talker.model.codec_embedding, *predictor.get_input_embeddings()]
-    cache = DynamicCache()
-    codes, scores = [first], []
-    inputs = torch.cat([hidden, tables[0](first)[:, None]], 1)
-    for head, table in zip(predictor.lm_head, tables[1:], strict=True):
-        states = predictor.model(
-            inputs_embeds=predictor.small_to_mtp_projection(inputs), past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state  # fmt: skip
-        scores.append(head(states[:, -1]).float())
-        codes.append(
-            choose(
-                scores[-1],
-                wishes,
-                randoms,
-                sampling.subtalker_temperature,
-                sampling.subtalker_top_k,
-                sampling.subtalker_top_p,
-            )
-        )
-        inputs = table(codes[-1])[:, None]
-    return torch.stack(codes, 1), torch.stack(scores, 1)
+    longest = max(len(rows.later) for rows in starts)
+    ids = torch.full((len(starts), longest + 1), speech.base.ids.tts_pad)
+    for row, rows in enumerate(starts):
+        ids[row, : len(rows.later)] = torch.tensor(rows.later, dtype=torch.long)
+    talker = speech.talker
+    words: Tensor = talker.text_projection(talker.model.text_embedding(ids.to(speech.device)))
+    return words

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sheen_cli import Audio, Request, SheenError
 from sheen_qwen3_tts import codec
 from sheen_qwen3_tts.codec import FRAME, RATE
-from sheen_qwen3_tts.generate import Sampling, Spoken, Wish, generate
+from sheen_qwen3_tts.generate import Wish, generate
 from sheen_qwen3_tts.layout import VECTOR, Prompt, Tokens
 from sheen_qwen3_tts.model import Speech
+from sheen_qwen3_tts.sampling import Sampling, Warp
 
 if TYPE_CHECKING:
     from sheen_qwen3_tts import Options
@@ -29,17 +29,16 @@ def speak(
     sounds = codec.load(model.base.folder)
     heard = [heard_of(sounds, request) for request in requests]
     wishes = [wish(model, *each) for each in zip(requests, heard, strict=True)]
-    sampling = Sampling(
-        options.temperature, options.top_k, options.top_p, options.repetition_penalty,
-        options.temperature, options.top_k, options.top_p,
-    )  # fmt: skip
-    for spoken, before in zip(generate(model, wishes, sampling), heard, strict=True):
+    warp = Warp(options.temperature, options.top_k, options.top_p)
+    sampling = Sampling(warp, warp, options.repetition_penalty)
+    for spoken, before in zip(generate(model, wishes, sampling, trace), heard, strict=True):
         samples = np.zeros(0, np.float32)
         if len(spoken.codes):
             samples = codec.decode(sounds, spoken.codes, before)
+        nll = {"talker": spoken.talker_nll, "subtalker": spoken.subtalker_nll}
         scores = {"talker": spoken.first, "subtalker": spoken.inner.flatten(0, 1)}
         stop, scores = "end" if spoken.ended else "length", scores if trace else {}
-        yield Audio(samples, RATE, spoken.codes.numpy(), nll(model, spoken), stop, scores)
+        yield Audio(samples, RATE, spoken.codes.numpy(), nll, stop, scores)
 
 
 def heard_of(sounds: Any, request: Request) -> Tensor | None:
@@ -110,13 +109,3 @@ def voice(model: Speech, request: Request) -> tuple[int, Tensor]:
         raise SheenError(f"whose voice? give --speaker (it has {known}) or --ref")
     raise SheenError(f"the model has no voice '{wanted}'; it has {known}")
 
-
-def nll(model: Speech, spoken: Spoken) -> dict[str, float]:
-    """Summed negative log-likelihood of all codes and of the end, by loss term."""
-    ends = torch.tensor([model.base.ids.eos])
-    wanted = torch.cat([spoken.codes[:, 0], ends])
-    inner = cross_entropy(
-        spoken.inner.flatten(0, 1), spoken.codes[:, 1:].flatten(), reduction="sum"
-    )
-    talker = cross_entropy(spoken.first, wanted, reduction="sum")
-    return {"talker": float(talker), "subtalker": float(inner)}
