@@ -1,9 +1,10 @@
 """Frames a CPU second of our generation loop, against the stock package's `generate`.
 
-Usage: qwen3_synthesis.py [WIDTH] [FRAMES] [SENTENCES], where WIDTH is `small` (real depth, 28 + 5
-layers, 128 wide: the time goes into calls, as on a GPU) or `0.6B` (the real widths, float32, 2.5 GB,
-some minutes). Weights are random, in float32, on one thread; both sides run the same modules on
-the same prompts, and whether they said the same tokens stands beside each ratio.
+Usage: qwen3_synthesis.py [WIDTH] [FRAMES] [SENTENCES] [PRECISION], where WIDTH is `small` (real depth,
+28 + 5 layers, 128 wide: the time goes into calls, as on a GPU) or `0.6B` (the real widths: 2.5 GB
+and minutes), and PRECISION fp32 or bf16. Weights are random; both sides run the same modules on the
+same prompts, on one thread. Whether they said the same tokens stands beside each ratio; bf16 rounds
+otherwise wherever the order of a sum changes, so that equality is a matter of fp32 alone.
 """
 
 import sys
@@ -96,13 +97,15 @@ def same(one: list[Tensor], other: list[Tensor]) -> str:
     return "equal" if all(map(torch.equal, one, other)) else "NOT EQUAL"
 
 
-def main(width: str, frames: int, count: int) -> None:
+def main(width: str, frames: int, count: int, precision: str) -> None:
     torch.set_num_threads(1)
     theirs, speech = models(width)
+    if precision == "bf16":
+        theirs.bfloat16()
     texts = [" ".join(WORDS[: 3 + number % 8]) for number in range(count)]
     torch.manual_seed(1)
-    vector = torch.randn(WIDTHS[width][0])
-    print(f"{width}, {count} sentences of {frames // 2} to {frames} frames, float32, one thread")
+    vector = torch.randn(WIDTHS[width][0]).to(speech.talker.codec_head.weight.dtype)
+    print(f"{width}, {count} sentences of {frames // 2} to {frames} frames, {precision}, one thread")
     print(f"{'sampling':<10}{'who':<34}{'frames/CPU s':>13}{'ratio':>8}  tokens")
     for greedy in (True, False):
         wishes = [
@@ -138,5 +141,7 @@ def report(name: str, who: str, rate: float, anchor: float, tokens: str) -> None
 
 
 if __name__ == "__main__":
-    width, frames, count = (*sys.argv[1:], *("small", "24", "8")[len(sys.argv) - 1 :])
-    main(width, int(frames), int(count))
+    width, frames, count, precision = (
+        *sys.argv[1:], *("small", "24", "8", "fp32")[len(sys.argv) - 1 :],
+    )  # fmt: skip
+    main(width, int(frames), int(count), precision)
