@@ -1,10 +1,12 @@
 """Frames a CPU second of our generation loop, against the stock package's `generate`.
 
-Usage: qwen3_synthesis.py [WIDTH] [FRAMES] [SENTENCES] [PRECISION], where WIDTH is `small` (real depth,
-28 + 5 layers, 128 wide: the time goes into calls, as on a GPU) or `0.6B` (the real widths: 2.5 GB
-and minutes), and PRECISION fp32 or bf16. Weights are random; both sides run the same modules on the
-same prompts, on one thread. Whether they said the same tokens stands beside each ratio; bf16 rounds
-otherwise wherever the order of a sum changes, so that equality is a matter of fp32 alone.
+Usage: qwen3_synthesis.py [WIDTH] [FRAMES] [SENTENCES] [PRECISION] [SHORTEST]
+
+WIDTH is `small` (real depth, 28 + 5 layers, 128 wide: the time goes into calls, as on a GPU) or
+`0.6B` (the real widths: 2.5 GB and minutes); the sentences are of SHORTEST, by default half of
+FRAMES, to FRAMES; PRECISION is fp32 or bf16. Weights are random. Both sides run the same modules on
+the same prompts, on one thread. Whether they said the same tokens stands beside each ratio; bf16
+rounds otherwise wherever the order of a sum changes, so that equality is a matter of fp32 alone.
 """
 
 import sys
@@ -28,7 +30,7 @@ WIDTHS = {  # hidden, MLP, heads, heads with keys, head, text; the sub-talker's 
     "small": (128, 384, 4, 2, 32, 256),
     "0.6B": (1024, 3072, 16, 8, 128, 2048),
 }
-WORDS = "one two three four five six seven eight nine ten".split()
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def models(width: str) -> tuple[Any, Speech]:
@@ -64,40 +66,22 @@ def models(width: str) -> tuple[Any, Speech]:
     return theirs, Speech(replace(opened, config=config, ids=ids), theirs, {}).eval()
 
 
-def theirs_says(theirs: Any, speech: Speech, texts: list[str], wishes: list[Wish]) -> list[Tensor]:
-    """The stock package, given one sentence or several of one limit."""
-    words = [
-        torch.tensor([speech.base.tokens(f"{base.ROLE}{text}<|im_end|>\n{base.ROLE}")])
-        for text in texts
-    ]
-    count = len(texts)
+def theirs_says(theirs: Any, speech: Speech, text: str, wish: Wish) -> list[Tensor]:
+    words = torch.tensor([speech.base.tokens(f"{base.ROLE}{text}<|im_end|>\n{base.ROLE}")])
     voice = {
-        "x_vector_only_mode": [True] * count, "icl_mode": [False] * count,
-        "ref_spk_embedding": [wish.vector for wish in wishes], "ref_code": None,
+        "x_vector_only_mode": [True], "icl_mode": [False], "ref_code": None,
+        "ref_spk_embedding": [wish.vector],
     }  # fmt: skip
-    torch.manual_seed(wishes[0].seed)
-    sampled = not wishes[0].greedy
+    torch.manual_seed(wish.seed)
     codes, _ = theirs.generate(
-        input_ids=words, voice_clone_prompt=voice, languages=["auto"] * count,
-        non_streaming_mode=False, max_new_tokens=wishes[0].limit + 1, do_sample=sampled,
-        subtalker_dosample=sampled, pad_token_id=speech.base.ids.eos,
+        input_ids=[words], voice_clone_prompt=voice, languages=["auto"], non_streaming_mode=False,
+        max_new_tokens=wish.limit + 1, do_sample=not wish.greedy,
+        subtalker_dosample=not wish.greedy,
     )  # fmt: skip
     return list(codes)
 
 
-def timed(work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], float]:
-    """What it said, and frames a CPU second."""
-    start = time.process_time()
-    said = work()
-    seconds = time.process_time() - start
-    return said, sum(map(len, said)) / seconds
-
-
-def same(one: list[Tensor], other: list[Tensor]) -> str:
-    return "equal" if all(map(torch.equal, one, other)) else "NOT EQUAL"
-
-
-def main(width: str, frames: int, count: int, precision: str) -> None:
+def main(width: str, frames: int, count: int, precision: str, shortest: int) -> None:
     torch.set_num_threads(1)
     theirs, speech = models(width)
     if precision == "bf16":
@@ -105,43 +89,52 @@ def main(width: str, frames: int, count: int, precision: str) -> None:
     texts = [" ".join(WORDS[: 3 + number % 8]) for number in range(count)]
     torch.manual_seed(1)
     vector = torch.randn(WIDTHS[width][0]).to(speech.talker.codec_head.weight.dtype)
-    print(f"{width}, {count} sentences of {frames // 2} to {frames} frames, {precision}, one thread")
-    print(f"{'sampling':<10}{'who':<34}{'frames/CPU s':>13}{'ratio':>8}  tokens")
+    print(f"{width}, {count} sentences of {shortest} to {frames} frames, {precision}, one thread")
+    print(f"{'sampling':<10}{'who':<22}{'frames/CPU s':>13}{'ratio':>8}  tokens")
     for greedy in (True, False):
         wishes = [
             Wish(
                 Prompt(speech.base.words(text), VECTOR, streaming=True), vector,
-                frames - frames // 2 * number // max(1, count - 1), number, greedy,
+                frames - (frames - shortest) * number // max(1, count - 1), number, greedy,
             )
             for number, text in enumerate(texts)
         ]  # fmt: skip
-
-        def alone(pairs: Any) -> list[Tensor]:
-            return [code for text, wish in pairs for code in theirs_says(theirs, speech, [text], [wish])]  # fmt: skip
-
-        def ours(wishes: list[Wish]) -> list[Tensor]:
-            return [spoken.codes for spoken in generate(speech, wishes, Sampling())]
-
-        short = [replace(wish, limit=3) for wish in wishes[:2]]
-        alone(list(zip(texts, short, strict=False)))  # warm up both
-        ours(short)
-        name = "greedy" if greedy else "sampled"
-        expected, anchor = timed(lambda: alone(list(zip(texts, wishes, strict=True))))
-        report(name, "package, one by one", anchor, anchor, "")
-        for who, work in {
-            "ours, one by one": lambda: [code for wish in wishes for code in ours([wish])],
-            "ours, together": lambda: ours(wishes),
-        }.items():
-            said, rate = timed(work)
-            report(name, who, rate, anchor, same(said, expected))
+        compare(theirs, speech, texts, wishes, "greedy" if greedy else "sampled")
 
 
-def report(name: str, who: str, rate: float, anchor: float, tokens: str) -> None:
-    print(f"{name:<10}{who:<34}{rate:>13.2f}{rate / anchor:>8.2f}  {tokens}", flush=True)
+def compare(theirs: Any, speech: Speech, texts: list[str], wishes: list[Wish], name: str) -> None:
+    def package(wishes: list[Wish]) -> list[Tensor]:
+        pairs = zip(texts, wishes, strict=False)
+        return [codes for text, wish in pairs for codes in theirs_says(theirs, speech, text, wish)]
+
+    def ours(wishes: list[Wish]) -> list[Tensor]:
+        return [spoken.codes for spoken in generate(speech, wishes, Sampling())]
+
+    def one_by_one(wishes: list[Wish]) -> list[Tensor]:
+        return [codes for wish in wishes for codes in ours([wish])]
+
+    for work in (package, ours):  # warm up
+        work([replace(wish, limit=3) for wish in wishes[:2]])
+    expected, anchor = timed(package, wishes)
+    print(f"{name:<10}{'package, one by one':<22}{anchor:>13.2f}{1:>8.2f}", flush=True)
+    for who, work in (("ours, one by one", one_by_one), ("ours, together", ours)):
+        said, rate = timed(work, wishes)
+        same = "equal" if all(map(torch.equal, said, expected)) else "not equal"
+        print(f"{name:<10}{who:<22}{rate:>13.2f}{rate / anchor:>8.2f}  {same}", flush=True)
+
+
+def timed(
+    work: Callable[[list[Wish]], list[Tensor]], wishes: list[Wish]
+) -> tuple[list[Tensor], float]:
+    """What it said, and frames a CPU second."""
+    start = time.process_time()
+    said = work(wishes)
+    seconds = time.process_time() - start
+    return said, sum(map(len, said)) / seconds
 
 
 if __name__ == "__main__":
-    width, frames, count, precision = (
-        *sys.argv[1:], *("small", "24", "8", "fp32")[len(sys.argv) - 1 :],
-    )  # fmt: skip
-    main(width, int(frames), int(count), precision)
+    given = sys.argv[1:]
+    width, frames, count, precision = (*given[:4], *("small", "24", "8", "fp32")[len(given) :])
+    shortest = int(given[4]) if len(given) > 4 else int(frames) // 2
+    main(width, int(frames), int(count), precision, shortest)

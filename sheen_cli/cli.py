@@ -249,12 +249,16 @@ def synth(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CHECKPOINT] [KEY=VALUE]...",
-            help="A checkpoint or run (the newest run's best by default) and recipe settings.",
+            metavar="[MODEL] [KEY=VALUE]...",
+            help="A checkpoint, run or base model, here or on the Hub (by default the newest run's "
+            "best), and recipe settings.",
         ),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="What to say; may be repeated.")] = None,
     text_file: Annotated[Path | None, typer.Option(help="A file with a sentence a line.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help=f"The recipe to read a base model by; {DEFAULT}.")
+    ] = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The WAV file; numbered for several sentences.")
     ] = Path("out.wav"),
@@ -274,36 +278,50 @@ def synth(
         bool | None,
         typer.Option("--icl/--no-icl", help="Go on from the reference, or take its voice alone."),
     ] = None,
+    x_vector: Annotated[
+        bool | None,
+        typer.Option("--x-vector/--no-x-vector", help="Take the reference's voice, or go on."),
+    ] = None,
     max_seconds: Annotated[
         float | None, typer.Option(min=0.1, help="The longest that a sentence may take.")
     ] = None,
+    retries: Annotated[
+        int | None, typer.Option(min=0, help="Other seeds to try where a sentence finds no end.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict/--no-strict", help="Exit code 1 if one is cut off or silent.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Speak with a checkpoint.
+    """Speak with a checkpoint, or with a base model.
 
     Without --text, it says a sentence for each line of standard input.
     """
-    from sheen_cli import synthesis
+    from sheen_cli import places, reference, synthesis
     from sheen_cli.types import Request
 
     given = bool(text) or text_file is not None
     piped = None if given or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     sentences = synthesis.texts(text, text_file, piped)
     paths = synthesis.numbered(out, len(sentences))
-    voice = synthesis.Voice(*synthesis.chosen(arguments or []))
+    in_context = reference.in_context(icl, x_vector)
+    voice = synthesis.Voice(*places.chosen(arguments or [], recipe, DEFAULT))
     defaults = voice.recipe.synth
     seed = defaults.seed if seed is None else seed
     limit = defaults.max_seconds if max_seconds is None else max_seconds
     greedy = defaults.greedy if greedy is None else greedy
+    retries = defaults.retries if retries is None else retries
     wanted = {"speaker": speaker, "language": language, "instruct": instruct}
-    heard = synthesis.reference(voice, ref, ref_text, icl)
+    heard = reference.read(ref, ref_text, in_context, voice.backbone.spec.sample_rate)
     synthesis.check(voice, {**wanted, "reference": heard})
     requests = [
         Request(sentence, seed, greedy, limit, **wanted, reference=heard) for sentence in sentences
     ]
-    report = synthesis.write(voice, requests, paths)
+    report = synthesis.write(voice, requests, paths, retries)
     for facts in report:
         console.result(json.dumps(facts) if as_json else synthesis.line(facts))
+    if not synthesis.judge(report, strict):
+        raise typer.Exit(1)
 
 
 @app.command()

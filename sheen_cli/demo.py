@@ -83,6 +83,7 @@ def speak(checkpoint: Path, data: Path, out: Path) -> list[dict[str, Any]]:
     paths = synthesis.numbered(out / "heldout.wav", len(sentences))
     paths = [path.with_name(path.name.removeprefix("heldout-")) for path in paths]
     report = synthesis.write(Voice(checkpoint), [Request(text) for text in sentences], paths)
+    synthesis.judge(report)
     lines = [json.dumps({**facts, "wav": Path(facts["wav"]).name}) for facts in report]
     write_text(out / "heldout.jsonl", "\n".join(lines) + "\n")
     return report

@@ -114,6 +114,7 @@ class Synth(Section):
     seed: int = 0
     greedy: bool = False  # take the likeliest code every time, without sampling
     max_seconds: PositiveFloat | None = None  # None: a cap from the text's length
+    retries: int = Field(2, ge=0)  # with other seeds, of a sentence that found no end by that cap
 
 
 class Log(Section):

@@ -1,7 +1,9 @@
-"""From a checkpoint folder and texts to WAV files, with the figures that tell speech from noise."""
+"""From a model and texts to WAV files, with the figures that tell speech from noise."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,32 +11,29 @@ import numpy as np
 
 from sheen_cli import audio, backbones, checkpoints, console
 from sheen_cli.errors import SheenError
+from sheen_cli.places import Base
 from sheen_cli.recipe import Recipe, override, read, validate
-from sheen_cli.types import Audio, Reference, Request
+from sheen_cli.reference import words
+from sheen_cli.types import Audio, Request
 
 TOGETHER = 16  # sentences that are generated at once
 
 
 class Voice:
-    """A loaded checkpoint that speaks; load it once, use it for any number of texts."""
+    """A loaded checkpoint or base that speaks; load it once, use it for any number of texts."""
 
-    def __init__(self, checkpoint: Path, settings: Sequence[str] = ()) -> None:
+    def __init__(self, place: Path | Base, settings: Sequence[str] = ()) -> None:
         import torch
 
-        self.checkpoint = checkpoints.resolve(checkpoint)
-        values = override(read(self.checkpoint / "recipe.yaml"), settings)
-        self.backbone = backbones.load(values["backbone"])
-        where = f"{self.checkpoint}/recipe.yaml" + (" with your settings" if settings else "")
-        self.recipe: Recipe[Any] = validate(values, self.backbone.spec.options, where)
+        checkpoint = None if isinstance(place, Base) else checkpoints.resolve(place)
+        self.recipe, self.backbone = recipe_of(checkpoint or place, settings)
         try:
-            self.model = self.backbone.hook.load(recipe=self.recipe, checkpoint=self.checkpoint)
+            self.model = self.backbone.hook.load(recipe=self.recipe, checkpoint=checkpoint)
         except RuntimeError as error:
             if not any(setting.startswith("model.") for setting in settings):
                 raise
             first = str(error).splitlines()[0]
-            raise SheenError(
-                f"{self.checkpoint} does not fit {' '.join(settings)}: {first}"
-            ) from error
+            raise SheenError(f"{checkpoint} does not fit {' '.join(settings)}: {first}") from error
         self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def speak(self, requests: Sequence[Request]) -> Iterator[Audio]:
@@ -48,6 +47,26 @@ class Voice:
                 requests=requests[start : start + TOGETHER],
                 trace=False,
             )
+
+
+def recipe_of(
+    place: Path | Base, settings: Sequence[str]
+) -> tuple[Recipe[Any], backbones.Backbone]:
+    """The recipe that a checkpoint holds, or the one to read a base by."""
+    if isinstance(place, Base):
+        base = f"model.base={json.dumps(place.place)}"
+        try:
+            return backbones.resolve(place.recipe, [base, *settings])
+        except SheenError as error:
+            if "model.base: unknown key" not in str(error):
+                raise
+            raise SheenError(
+                f"{place.place} is no checkpoint, and recipe '{place.recipe}' knows no base models"
+            ) from None
+    values = override(read(place / "recipe.yaml"), settings)
+    backbone = backbones.load(values["backbone"])
+    where = f"{place}/recipe.yaml" + (" with your settings" if settings else "")
+    return validate(values, backbone.spec.options, where), backbone
 
 
 # The flag of each part of a request that a backbone may not heed.
@@ -65,34 +84,6 @@ def check(voice: Voice, given: Mapping[str, Any]) -> None:
         )
 
 
-def reference(
-    voice: Voice, ref: Path | None, text: str | None, in_context: bool | None
-) -> Reference | None:
-    """The recording to clone, at the backbone's rate. Without `--icl` it lends its voice alone.
-    Raises SheenError where in-context cloning lacks the words.
-    """
-    if ref is None:
-        if text is not None or in_context:
-            raise SheenError("--ref-text and --icl belong to a recording: give it with --ref")
-        return None
-    if not ref.is_file():
-        raise SheenError(f"--ref {ref}: no such file")
-    try:
-        samples = audio.load(ref, voice.backbone.spec.sample_rate, 0.5, 60.0)
-    except audio.Rejected as rejected:
-        raise SheenError(f"--ref {ref}: {rejected.reason}: {rejected.detail}") from None
-    beside = ref.with_suffix(".txt")
-    if text is None and beside.is_file():
-        text = read_text(beside).strip() or None
-    if in_context and not text:
-        raise SheenError(
-            f"--icl needs the words of {ref}: give --ref-text, or write them to {beside}"
-        )
-    if in_context is None:
-        console.say("taking the voice of --ref (x-vector); --icl would also go on from its speech")
-    return Reference(samples, text, bool(in_context))
-
-
 def figures(speech: Audio) -> dict[str, Any]:
     """What can be said of an output without hearing it."""
     samples = speech.samples if len(speech.samples) else np.zeros(1, np.float32)
@@ -106,41 +97,102 @@ def figures(speech: Audio) -> dict[str, Any]:
     }
 
 
-def write(voice: Voice, requests: Sequence[Request], paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Speak each request into its file; returns text, wav and figures of each.
+def write(
+    voice: Voice, requests: Sequence[Request], paths: Sequence[Path], retries: int = 0
+) -> list[dict[str, Any]]:
+    """Speak each request into its file; returns text, wav and figures of each. Nothing is written
+    where the model said nothing.
 
-    Sentences that are generated together share their real-time factor. Empty output is an error.
+    Sentences that are generated together share their real-time factor.
     """
     report: list[dict[str, Any]] = []
     with console.progress("speaking", len(requests)) as tick:
         for start in range(0, len(requests), TOGETHER):
-            some = requests[start : start + TOGETHER]
+            asked = requests[start : start + TOGETHER]
             began = time.perf_counter()
-            spoken = list(voice.speak(some))
+            final, spoken = until_they_end(voice, asked, retries)
             elapsed = time.perf_counter() - began
             factor = elapsed / max(1e-9, sum(len(each.samples) / each.rate for each in spoken))
-            for request, speech, path in zip(some, spoken, paths[start:], strict=False):
-                if not len(speech.samples):
-                    raise SheenError(
-                        f"the model said nothing for {request.text!r}: it stopped at once; "
-                        f"train it longer"
-                    )
-                audio.write(path, speech.samples, speech.rate)
-                facts = {"text": request.text, "wav": str(path), **figures(speech)}
-                report.append({**facts, "real_time_factor": round(factor, 3)})
+            for number, speech in enumerate(spoken):
+                path = paths[start + number]
+                if len(speech.samples):
+                    audio.write(path, speech.samples, speech.rate)
+                facts = {
+                    "text": asked[number].text,
+                    "wav": str(path) if len(speech.samples) else None,
+                    **figures(speech),
+                    "real_time_factor": round(factor, 3),
+                    "seed": final[number].seed,
+                    "retries": final[number].seed - asked[number].seed,
+                }
+                report.append(facts)
             tick(len(report), paths[len(report) - 1].name)
     return report
 
 
+def until_they_end(
+    voice: Voice, requests: Sequence[Request], retries: int
+) -> tuple[list[Request], list[Audio]]:
+    """Speak; those that run away once more with the next seed, up to `retries` times. Returns the
+    requests as they were last made, too.
+    """
+    asked, spoken = list(requests), list(voice.speak(requests))
+    for attempt in range(1, retries + 1):
+        away = [number for number, speech in enumerate(spoken) if ran_away(asked[number], speech)]
+        for number in away:
+            asked[number] = replace(asked[number], seed=asked[number].seed + 1)
+            seconds = len(spoken[number].samples) / spoken[number].rate
+            console.say(
+                f"no end after {seconds:.1f} s of {asked[number].text!r}: trying seed "
+                f"{asked[number].seed} (retry {attempt} of {retries})"
+            )
+        again = voice.speak([asked[number] for number in away])
+        for number, speech in zip(away, again, strict=True):
+            spoken[number] = speech
+    return asked, spoken
+
+
+def ran_away(request: Request, speech: Audio) -> bool:
+    """Whether the limit that the backbone takes from the text cut it off, and another seed may end:
+    not where the user's own limit did, nor for a greedy one, which would say the same.
+    """
+    if speech.stop == "end" or request.greedy:
+        return False
+    if request.max_seconds is None:
+        return True
+    frame = len(speech.samples) / max(1, len(speech.codes)) if speech.codes is not None else 0
+    return len(speech.samples) + frame <= request.max_seconds * speech.rate
+
+
 def line(facts: dict[str, Any]) -> str:
     """One output's figures for people."""
+    if facts["wav"] is None:
+        return f"nothing for {facts['text']!r}: the model stopped at once"
     frames = "" if facts["frames"] is None else f"{facts['frames']} frames, "
     stop = "ended by itself" if facts["stop"] == "end" else "CUT OFF at its length limit"
     stop += ", SILENT" if facts["peak"] < audio.SILENT else ""
+    if count := facts["retries"]:
+        stop += f", seed {facts['seed']} after {count} {'retry' if count == 1 else 'retries'}"
     return (
         f"{facts['wav']}: {frames}{facts['seconds']:.2f} s, RMS {facts['rms']:.3f}, peak "
-        f"{facts['peak']:.2f}, {stop}"
+        f"{facts['peak']:.2f}, real-time factor {facts['real_time_factor']:.2f}, {stop}"
     )
+
+
+def judge(report: Sequence[dict[str, Any]], strict: bool = False) -> bool:
+    """Whether the outputs may pass; with `strict`, none that is cut off or silent does, and this
+    says how many. Raises SheenError for empty ones.
+    """
+    if empty := [facts["text"] for facts in report if facts["wav"] is None]:
+        raise SheenError(
+            f"the model said nothing for {', '.join(map(repr, empty))}: it stopped at once; "
+            f"train it longer, or try another --seed"
+        )
+    cut = sum(facts["stop"] != "end" for facts in report)
+    silent = sum(facts["peak"] < audio.SILENT for facts in report)
+    if strict and (cut or silent):
+        console.error(f"--strict: of {len(report)} outputs {cut} cut off, {silent} silent")
+    return not (strict and (cut or silent))
 
 
 def numbered(out: Path, count: int) -> list[Path]:
@@ -163,44 +215,11 @@ def texts(text: Sequence[str] | None, file: Path | None, piped: str | None) -> l
         raise SheenError("give --text or --text-file, not both")
     if file is not None and not file.is_file():
         raise SheenError(f"no text file {file}")
-    if text:
-        lines = list(text)
-    else:
-        lines = (read_text(file) if file is not None else piped or "").splitlines()
+    said = words(file) if file is not None else piped or ""
+    lines = list(text) if text else said.splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         raise SheenError(
             "there is no text to speak; give --text, --text-file or lines on standard input"
         )
     return lines
-
-
-def read_text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SheenError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-
-
-def chosen(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """The checkpoint that is named, or the newest run's best, and the recipe settings. Raises
-    SheenError for more than one checkpoint.
-    """
-    settings = [each for each in arguments if "=" in each and not Path(each).exists()]
-    named = [Path(each) for each in arguments if each not in settings]
-    if len(named) > 1:
-        raise SheenError(f"one checkpoint speaks at a time, not {', '.join(map(str, named))}")
-    return named[0] if named else newest_run(Path("runs")), settings
-
-
-def newest_run(runs: Path) -> Path:
-    """The best checkpoint of the run that was saved last. Raises SheenError where there is none."""
-    found = [path for path in runs.glob("*/best") if not path.parent.name.startswith(".")]
-    found.sort(key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise SheenError(
-            f"no checkpoint was named and {runs}/ holds no run; train one, or name a "
-            f"checkpoint folder"
-        )
-    console.say(f"speaking with {found[-1]}, the newest run's best")
-    return found[-1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Warp:
-    """How sharp the scores are taken, and how many of the likeliest ids count; 0 of `top_k`: all."""
+    """How sharp the scores are taken, and how many of the likeliest ids count (`top_k` 0: all)."""
 
     temperature: float = 0.9
     top_k: int = 50
@@ -56,9 +56,9 @@ class Dice:
         noise = torch.full((len(alive), sum(self.sizes)), float("inf"))
         for mine, row in zip(noise, alive, strict=True):
             if (generator := self.generators[row]) is not None:
-                for part in mine.split(self.sizes):
+                for part in torch.split(mine, self.sizes):
                     part.exponential_(generator=generator)
-        return list(noise.to(device, non_blocking=True).split(self.sizes, -1))
+        return list(torch.split(noise.to(device, non_blocking=True), self.sizes, -1))
 
 
 def choose(scores: Tensor, warp: Warp, noise: Tensor | None) -> Tensor:

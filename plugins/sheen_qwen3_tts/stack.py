@@ -1,4 +1,4 @@
-"""The stock decoder layers, a few positions at a time, with keys and values in buffers of their own.
+"""The stock decoder layers, a few positions at a time, keys and values in buffers of their own.
 
 The stock forward pass makes masks, rotary tables and cache objects anew at every call, and a frame
 takes sixteen calls; here they are made once. Weights, adapters included, are the modules' own.
@@ -40,13 +40,16 @@ class Layer:
     @classmethod
     def of(cls, layer: Any, heads: int, groups: int) -> "Layer":
         attention, mlp = layer.self_attn, layer.mlp
+        norms = (
+            attention.q_norm.weight.expand(heads, -1),
+            attention.k_norm.weight.expand(groups, -1),
+        )
         return cls(
-            *(called(getattr(attention, f"{name}_proj")) for name in "qkvo"),
-            *(called(getattr(mlp, f"{name}_proj")) for name in ("gate", "up", "down")),
-            mlp.act_fn, layer.input_layernorm.weight, layer.post_attention_layernorm.weight,
-            torch.cat([
-                attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(groups, -1)
-            ]),
+            query=called(attention.q_proj), key=called(attention.k_proj),
+            value=called(attention.v_proj), out=called(attention.o_proj),
+            gate=called(mlp.gate_proj), up=called(mlp.up_proj), down=called(mlp.down_proj),
+            activation=mlp.act_fn, before=layer.input_layernorm.weight,
+            after=layer.post_attention_layernorm.weight, turned=torch.cat(norms),
         )  # fmt: skip
 
 
@@ -99,7 +102,7 @@ class Stack:
         memory[0, :, :, self.filled : end] = key.transpose(1, 2)
         memory[1, :, :, self.filled : end] = value.transpose(1, 2)
         # heads that share a key are queries of one head: no key is copied for each of them
-        asked = query.unflatten(2, (self.groups, self.share)).permute(0, 2, 3, 1, 4)
+        asked = query.view(rows, count, self.groups, self.share, self.width).permute(0, 2, 3, 1, 4)
         found = scaled_dot_product_attention(
             asked.reshape(rows, self.groups, self.share * count, self.width),
             memory[0, :, :, :end], memory[1, :, :, :end], mask,
