@@ -304,7 +304,7 @@ def synth(
     piped = None if given or sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     sentences = synthesis.texts(text, text_file, piped)
     paths = synthesis.numbered(out, len(sentences))
-    in_context = reference.in_context(icl, x_vector)
+    recording = reference.read(ref, ref_text, reference.in_context(icl, x_vector))
     voice = synthesis.Voice(*places.chosen(arguments or [], recipe, DEFAULT))
     defaults = voice.recipe.synth
     seed = defaults.seed if seed is None else seed
@@ -312,7 +312,7 @@ def synth(
     greedy = defaults.greedy if greedy is None else greedy
     retries = defaults.retries if retries is None else retries
     wanted = {"speaker": speaker, "language": language, "instruct": instruct}
-    heard = reference.read(ref, ref_text, in_context, voice.backbone.spec.sample_rate)
+    heard = recording.at(voice.backbone.spec.sample_rate) if recording else None
     synthesis.check(voice, {**wanted, "reference": heard})
     requests = [
         Request(sentence, seed, greedy, limit, **wanted, reference=heard) for sentence in sentences

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,22 @@ PACE = 4.0, 30.0  # characters a second that people speak
 PIECE = 0.025  # seconds of sound whose level is taken
 
 
-def read(
-    file: Path | None, text: str | None, in_context: bool | None, rate: int
-) -> Reference | None:
-    """The recording at `rate`, mono. Without `--icl` it lends its voice alone; a poor one is warned
+@dataclass(frozen=True)
+class Recording:
+    """A reference as it was found: `sound` (n,) at the file's own rate."""
+
+    sound: np.ndarray
+    native: int
+    text: str | None
+    in_context: bool
+
+    def at(self, rate: int) -> Reference:
+        sound = audio.load((self.sound, self.native), rate, SHORTEST, LONGEST)
+        return Reference(sound, self.text, self.in_context)
+
+
+def read(file: Path | None, text: str | None, in_context: bool | None) -> Recording | None:
+    """The recording to clone, mono. Without `--icl` it lends its voice alone; a poor one is warned
     of. Raises SheenError where it cannot be used, or in-context cloning lacks the words.
     """
     if file is None:
@@ -33,23 +46,24 @@ def read(
         return None
     if not file.is_file():
         raise SheenError(f"--ref {file}: no such file")
-    try:
-        samples, native = audio.decode(file, LONGEST)
-        sound = audio.load((samples, native), rate, SHORTEST, LONGEST)
-    except audio.Rejected as rejected:
-        raise SheenError(f"--ref {file}: {rejected.reason}: {rejected.detail}") from None
     beside = file.with_suffix(".txt")
     if text is None and beside.is_file():
-        text = words(beside).strip() or None
-    if in_context and not (text and text.strip()):
+        text = words(beside)
+    text = (text or "").strip() or None
+    if in_context and text is None:
         raise SheenError(
             f"--icl needs the words of {file}: give --ref-text, or write them to {beside}"
         )
+    try:
+        samples, native = audio.decode(file, LONGEST)
+        sound = audio.load((samples, native), native, SHORTEST, LONGEST)
+    except audio.Rejected as rejected:
+        raise SheenError(f"--ref {file}: {rejected.reason}: {rejected.detail}") from None
     if in_context is None:
         console.say("taking the voice of --ref (x-vector); --icl would also go on from its speech")
     for complaint in complaints(samples, native, text if in_context else None):
         console.warn(f"--ref {file}: {complaint}")
-    return Reference(sound, text, bool(in_context))
+    return Recording(sound, native, text, bool(in_context))
 
 
 def in_context(icl: bool | None, x_vector: bool | None) -> bool | None:
