@@ -68,16 +68,25 @@ def pulled(name: str) -> Path | None:
     ours, or nothing can be downloaded now.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+    )
 
     try:
         hf_hub_download(name, RECIPE)
         return Path(snapshot_download(name))
     except EntryNotFoundError:  # also where it is not on this machine and the Hub is out of reach
         return None
+    except RepositoryNotFoundError:
+        raise SheenError(
+            f"{name} is no folder here, and the Hub shows no such model; for a private one log in "
+            f"with `hf auth login`"
+        ) from None
     except HfHubHTTPError as error:
         said = scrub(" ".join(str(error).split()), values())
-        raise SheenError(f"{name} is no folder here, and on the Hub: {said}") from None
+        raise SheenError(f"{name} cannot be downloaded: {said}") from None
 
 
 def newest_run(runs: Path) -> Path:

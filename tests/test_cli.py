@@ -114,7 +114,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
         (["prepare"], "which data?"),
         (["synth", "--text", "one"], "no checkpoint was named and runs/ holds no run"),
         (["synth", "nowhere", "--text", "one"], "no checkpoint at nowhere"),
-        (["synth", ".", "--text", "one"], "holds no model: neither a checkpoint (manifest.json), nor"),
+        (["synth", ".", "--text", "one"], "holds no model: neither a checkpoint (manifest"),
         (["synth", "--text", " "], "there is no text to speak"),
         (["synth", "--text-file", "nowhere.txt"], "no text file nowhere.txt"),
         (["synth", "--text", "a", "--text-file", "b"], "not both"),
