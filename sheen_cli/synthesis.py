@@ -175,7 +175,7 @@ def line(facts: dict[str, Any]) -> str:
         stop += f", seed {facts['seed']} after {count} {'retry' if count == 1 else 'retries'}"
     return (
         f"{facts['wav']}: {frames}{facts['seconds']:.2f} s, RMS {facts['rms']:.3f}, peak "
-        f"{facts['peak']:.2f}, real-time factor {facts['real_time_factor']:.2f}, {stop}"
+        f"{facts['peak']:.2f}, {facts['real_time_factor']:.2f} of real time, {stop}"
     )
 
 

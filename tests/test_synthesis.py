@@ -147,7 +147,7 @@ FACTS: dict[str, Any] = {
 
 def test_a_line_says_all_figures() -> None:
     assert synthesis.line(FACTS) == (
-        "a.wav: 25 frames, 2.00 s, RMS 0.100, peak 0.50, real-time factor 0.50, ended by itself"
+        "a.wav: 25 frames, 2.00 s, RMS 0.100, peak 0.50, 0.50 of real time, ended by itself"
     )
     cut = {**FACTS, "stop": "length", "peak": 0.0, "seed": 5, "retries": 2}
     assert synthesis.line(cut).endswith(
