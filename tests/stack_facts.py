@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from sheen_qwen3_tts import codec, model
-from sheen_qwen3_tts.generate import Sampling, Wish, generate
+from sheen_qwen3_tts.generate import Wish, generate
 from sheen_qwen3_tts.layout import VECTOR, Prompt
+from sheen_qwen3_tts.sampling import Sampling
 
 TEXT = "McDonald says: iPhone! हिन्दी"
 
