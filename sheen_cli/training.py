@@ -61,6 +61,10 @@ class Run:
         """
         fit(self, model, save, groups if groups is not None else default_groups(model))
 
+    def say(self, text: str) -> None:
+        """A line of progress; of several processes the first one says it."""
+        console.say(text)
+
     def warn(self, text: str) -> None:
         """Tell the user something; of several processes the first one does."""
         console.warn(text)

@@ -92,8 +92,7 @@ def teacher_forced(ours: Speech, asked: Asked, codes: Tensor) -> tuple[Tensor, T
     with torch.no_grad():
         return ours(
             torch.from_numpy(rows.text)[None], torch.from_numpy(rows.codec)[None],
-            asked.vector[None], torch.ones(1, len(rows.text), dtype=torch.long),
-            torch.from_numpy(targets)[None],
+            asked.vector[None], torch.from_numpy(targets)[None],
         )  # fmt: skip
 
 
@@ -216,7 +215,7 @@ def test_every_head_learns_from_its_own_codebook(planted: tuple[Speech, Asked, T
     ours, asked, codes = planted
     rows, targets = build(asked.prompt, codes.numpy(), ours.base.ids)
     inputs = [torch.from_numpy(rows.text)[None], torch.from_numpy(rows.codec)[None]]
-    inputs += [asked.vector[None], torch.ones(1, len(rows.text), dtype=torch.long)]
+    inputs += [asked.vector[None]]
     _, inner = ours(*inputs, torch.from_numpy(targets)[None])
     heads = ours.talker.code_predictor.lm_head
     for number, head in enumerate(heads):

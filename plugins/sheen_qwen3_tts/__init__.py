@@ -78,8 +78,11 @@ class Options(Section):
     lora: Lora | None = None  # None: all weights are trained, but for what `freeze` names
     freeze: tuple[str, ...] = ("model.text_embedding.*",)  # patterns of the talker's parameters
     projection_learning_rate: PositiveFloat | None = None  # None: the recipe's
+    subtalker_learning_rate: PositiveFloat | None = None  # None: the recipe's
     subtalker_weight: float = Field(0.3, ge=0)
     conditioning: Conditioning = Conditioning()
+    subtalker_frames: float = Field(1.0, gt=0, le=1)  # share of frames whose codes 1.. are learnt
+    gradient_checkpointing: bool = False  # compute layers twice to hold less of them
     named_language: float = Field(0.5, ge=0, le=1)  # share of rows whose language tag is named
     streaming: float = Field(0.5, ge=0, le=1)  # share of rows with text and frames side by side
     encode_seconds: PositiveFloat = 60  # of a batch of the codec on a GPU; a CPU takes single clips
@@ -173,22 +176,35 @@ def collate(
     from sheen_qwen3_tts import base, batches, references
 
     forms = batches.drawn(seed, len(rows), recipe.model)
-    own = base.read(base.local(recipe.model.base))
-    return batches.collate(own, rows, forms, references.load(artifacts))
+    own, tables = base.read(base.local(recipe.model.base)), references.load(artifacts)
+    return batches.collate(own, rows, forms, tables, seed, recipe.model.subtalker_frames)
 
 
 @hookimpl
 def load(recipe: Recipe[Options], checkpoint: Path | None) -> "Speech":
+    """To speak with: in bfloat16 on a GPU, in float32 elsewhere."""
+    import torch
+
+    kind = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    speech = opened(recipe, checkpoint, kind)
+    speech.talker.to(kind)
+    return speech
+
+
+def opened(recipe: Recipe[Options], checkpoint: Path | None, kind: Any) -> "Speech":
+    """The base, or a checkpoint, in a dtype or as it is stored; adapters are attached and, like all
+    that is trained, in float32.
+    """
     from sheen_qwen3_tts import base, model
     from sheen_qwen3_tts import checkpoint as saved
 
     options = recipe.model
     if checkpoint is None:
-        return model.load(base.local(options.base), {}, options.attention)
+        return model.load(base.local(options.base), {}, options.attention, kind)
     voices = saved.load_voices(checkpoint / "artifacts")
     if not (checkpoint / saved.ADAPTER).is_file():
-        return model.load(checkpoint, voices, options.attention)
-    speech = model.load(base.local(options.base), voices, options.attention)
+        return model.load(checkpoint, voices, options.attention, kind)
+    speech = model.load(base.local(options.base), voices, options.attention, kind)
     names = adapted(speech, recipe)
     saved.load_adapter(speech, checkpoint, set(names))
     return speech
@@ -204,7 +220,7 @@ def adapted(speech: "Speech", recipe: Recipe[Options]) -> list[str]:
     adapters.attach(speech, lora.rank, lora.alpha, lora.dropout, pattern)
     if lora.projection:
         speech.talker.text_projection.requires_grad_(True)
-    return [name for name, p in speech.talker.named_parameters() if p.requires_grad]
+    return adapters.masters(speech)
 
 
 @hookimpl
@@ -224,8 +240,7 @@ def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool)
         f"head_{number}": (heads[:, number - 1].detach().sum(), len(heads))
         for number in range(1, heads.shape[1] + 1)
     }
-    ends = targets[..., 1] == IGNORE  # of the rows that are asked, those of the ends
-    ends = ends[targets[..., 0] != IGNORE]
+    ends = wanted >= inner.shape[-1]  # beyond the codes; not all frames have the other codes
     parts["end_probability"] = ((-talker[ends]).exp().detach().sum(), int(ends.sum()))
     return Loss(
         {
@@ -239,28 +254,47 @@ def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool)
 
 @hookimpl
 def train(recipe: Recipe[Options], run: Run) -> None:
-    from sheen_qwen3_tts import adapters, base, codec, model, preflight, selftest
+    from sheen_qwen3_tts import adapters, base, codec, lighter, selftest
     from sheen_qwen3_tts import checkpoint as saved
 
     options = recipe.model
     codec.check(base.local(options.base), run.artifacts, str(run.rows.path.parent))
-    if run.resume:
-        speech = load(recipe, run.resume)
-    else:
-        voices = saved.load_voices(run.artifacts)
-        speech = model.load(base.local(options.base), voices, options.attention)
-        if options.preflight:
-            some = run.rows[: min(len(run.rows), recipe.train.batch_size)]
-            if notice := preflight.check(speech, some, run.artifacts, options.base):
-                run.warn(notice)
-        if options.lora:
-            adapted(speech, recipe)
+    speech = opened(recipe, run.resume, adapters.kept(recipe)) if run.resume else begun(recipe, run)
     if options.lora is None:
         adapters.freeze(speech, options.freeze)
+        adapters.masters(speech)
+    if options.gradient_checkpointing:  # after the adapters: it marks the layers that are there
+        speech.talker.gradient_checkpointing_enable({"use_reentrant": False})
+    if options.attention == "auto":
+        run.say(f"attention: {speech.attention}")
+    lighter.lighten(speech.talker)
+    groups = adapters.groups(
+        speech, options.projection_learning_rate, options.subtalker_learning_rate
+    )
     save: Any = saved.save_whole if options.lora is None else saved.save_adapter
     if options.selftest:
         save = selftest.after(save, recipe, shortest(recipe, run), run.warn)
-    run.fit(speech, save, adapters.groups(speech, options.projection_learning_rate))
+    run.fit(speech, save, groups)
+
+
+def begun(recipe: Recipe[Options], run: Run) -> "Speech":
+    """The base with the run's voices, looked at and, where the recipe wants that, adapted."""
+    from sheen_qwen3_tts import adapters, base, model, preflight
+    from sheen_qwen3_tts import checkpoint as saved
+
+    options, voices = recipe.model, saved.load_voices(run.artifacts)
+    kind = adapters.kept(recipe)
+    speech = model.load(base.local(options.base), voices, options.attention, kind)
+    if options.preflight:
+        some = run.rows[: min(len(run.rows), recipe.train.batch_size)]
+        speech.to(run.accelerator.device)
+        with run.accelerator.autocast():
+            notice = preflight.check(speech, some, run.artifacts, options.base)
+        if notice:
+            run.warn(notice)
+    if options.lora:
+        adapted(speech, recipe)
+    return speech
 
 
 def shortest(recipe: Recipe[Options], run: Run) -> "dict[str, Tensor]":

@@ -1,13 +1,15 @@
-"""What is trained: everything that no pattern freezes, or adapters on the talker's layers."""
+"""What is trained: everything that no pattern freezes, or adapters on the talker's layers; in which
+precision, and at which rate.
+"""
 
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from typing import Any
 
+import torch
 from torch import nn
 
-from sheen_cli import Group, SheenError
+from sheen_cli import Group, Recipe, SheenError
 from sheen_qwen3_tts.model import Speech
 
 ATTENTION = r"self_attn\.(?:q|k|v|o)_proj"
@@ -46,15 +48,39 @@ def freeze(model: Speech, patterns: Sequence[str]) -> None:
             named[name].requires_grad_(False)
 
 
-def groups(model: Speech, projection_rate: float | None) -> list[Group]:
-    """What is trained, the text projection at a rate of its own; no decay of vectors and tables."""
-    named = [(n, p) for n, p in model.talker.named_parameters() if p.requires_grad]
-    projection = [p for n, p in named if n.startswith("text_projection.")]
-    rest = [(n, p) for n, p in named if not n.startswith("text_projection.")]
-    plain: list[Any] = [p for n, p in rest if p.ndim < 2 or re.search("embedding", n)]
-    chosen = {id(p) for p in plain}
+def kept(recipe: Recipe[Any]) -> torch.dtype | None:
+    """What to load a base in that is to be trained; None is as it is stored. With bf16, what is
+    frozen stays in half the memory: all but the adapters, or what a whole training leaves out.
+    """
+    if recipe.train.precision != "bf16":
+        return torch.float32
+    return torch.bfloat16 if recipe.model.lora else None
+
+
+def masters(model: Speech) -> list[str]:
+    """Put all that is trained into float32, since most of AdamW's steps round to nothing in
+    bfloat16; its names.
+    """
+    trained = [(name, p) for name, p in model.talker.named_parameters() if p.requires_grad]
+    for _, parameter in trained:
+        parameter.data = parameter.data.float()
+    return [name for name, _ in trained]
+
+
+def groups(
+    model: Speech, projection_rate: float | None, subtalker_rate: float | None
+) -> list[Group]:
+    """What is trained, text projection and sub-talker at rates of their own; no decay of vectors
+    and tables.
+    """
+    rates = {"text_projection.": projection_rate, "code_predictor.": subtalker_rate, "": None}
+    sorted_in: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.talker.named_parameters():
+        if parameter.requires_grad:
+            part = next(part for part in rates if name.startswith(part))
+            plain = parameter.ndim < 2 or "embedding" in name
+            sorted_in.setdefault((part, plain), []).append(parameter)
     return [
-        Group([p for _, p in rest if id(p) not in chosen]),
-        Group(plain, weight_decay=0.0),
-        Group(projection, projection_rate),
+        Group(found, rates[part], weight_decay=0.0 if plain else None)
+        for (part, plain), found in sorted_in.items()
     ]

@@ -48,25 +48,46 @@ def drawn(seed: int | None, count: int, options: "Options") -> list[Form]:
     ]
 
 
-def collate(base: Base, rows: Sequence[Row], forms: Sequence[Form], tables: Tables) -> Batch:
-    """`vectors` (B, hidden) are the rows' speakers'; ids and targets are as in `layout`."""
+def collate(
+    base: Base,
+    rows: Sequence[Row],
+    forms: Sequence[Form],
+    tables: Tables,
+    seed: int | None = None,
+    share: float = 1.0,
+) -> Batch:
+    """`vectors` (B, hidden) are the rows' speakers'; ids and targets are as in `layout`. `share` of
+    the frames, drawn with `seed`, are the sub-talker's to learn.
+    """
     laid = [lay(base, row, form, tables) for row, form in zip(rows, forms, strict=True)]
     width = max(len(one.text) for one in laid)
     groups = base.ids.groups
     text = torch.full((len(rows), width), NONE)
     codec = torch.full((len(rows), width, groups), NONE)
     targets = torch.full((len(rows), width, groups), IGNORE)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
     for row, one in enumerate(laid):
         text[row, : len(one.text)] = torch.from_numpy(one.text)
         codec[row, : len(one.text)] = torch.from_numpy(one.codec)
         targets[row, : len(one.text)] = torch.from_numpy(one.targets)
-        mask[row, : len(one.text)] = 1
+    targets = targets if seed is None else sampled(targets, share, seed)
     vectors = torch.stack([one.vector for one in laid])
-    inputs = {"text": text, "codec": codec, "vectors": vectors, "mask": mask, "targets": targets}
+    inputs = {"text": text, "codec": codec, "vectors": vectors, "targets": targets}
     asked = targets != IGNORE
     counts = {"talker": int(asked[..., 0].sum()), "subtalker": int(asked[..., 1:].sum())}
     return Batch(inputs, counts)
+
+
+def sampled(targets: Tensor, share: float, seed: int) -> Tensor:
+    """Targets (B, n, groups) with codes 1.. on a share of the frames, at least one, drawn over the
+    whole batch; IGNORE on the others, which keep code 0.
+    """
+    found = (targets[..., 1] != IGNORE).nonzero()
+    count = max(1, round(share * len(found)))
+    out = np.random.default_rng(seed).permutation(len(found))[count:]
+    rows, places = found[torch.from_numpy(out)].unbind(1)
+    targets = targets.clone()
+    targets[rows, places, 1:] = IGNORE
+    return targets
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ The stock modules do the arithmetic; which rows are read, and what they are comp
 the stock classes shift labels that are already in place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sheen_cli import SheenError
 from sheen_qwen3_tts import stock
 from sheen_qwen3_tts.base import Base, read
 from sheen_qwen3_tts.layout import IGNORE, NONE, VECTOR
@@ -33,6 +35,11 @@ class Speech(nn.Module):
         self.register_buffer("voices", table.float(), persistent=False)
 
     @property
+    def attention(self) -> str:
+        name: str = self.talker.config._attn_implementation
+        return name
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = self.talker.codec_head.weight.device
         return device
@@ -42,34 +49,36 @@ class Speech(nn.Module):
         (B, n, hidden). Text is projected first and masked after: a projection has biases.
         """
         talker = self.talker
-        words = talker.text_projection(talker.model.text_embedding(text.clamp(min=0)))
+        # most rows hold the same one, padding
+        ids, places = torch.unique(text.clamp(min=0), return_inverse=True)
+        words = talker.text_projection(talker.model.text_embedding(ids))[places]
+        kind = words.dtype  # of all that follows: autocast's, whatever the tables are kept in
         total: Tensor = words * (text != NONE)[..., None]
         first = codec[..., 0]
-        total = total + talker.model.codec_embedding(first.clamp(min=0)) * (first >= 0)[..., None]
-        total = total + vectors[:, None] * (first == VECTOR)[..., None]
+        control = talker.model.codec_embedding(first.clamp(min=0)).to(kind)
+        total = total + control * (first >= 0)[..., None]
+        total = total + vectors[:, None].to(kind) * (first == VECTOR)[..., None]
         frame = codec[..., 1] != NONE  # control rows have no code but the first
         if bool(frame.any()):
-            inner = torch.zeros_like(total)
+            codes, inner = codec[frame], torch.zeros_like(total)
             tables = talker.code_predictor.get_input_embeddings()
-            inner[frame] = sum(
-                table(codec[..., group][frame]) for group, table in enumerate(tables, 1)
-            ).to(inner.dtype)
+            found = sum(table(codes[:, group]) for group, table in enumerate(tables, 1))
+            inner[frame] = found.to(kind)
             total = total + inner
         return total
 
     def forward(
-        self, text: Tensor, codec: Tensor, vectors: Tensor, mask: Tensor, targets: Tensor
+        self, text: Tensor, codec: Tensor, vectors: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits of code 0 or the end for every row that has it as a target (rows, vocabulary), and
-        of codes 1.. for every row that predicts a frame (frames, groups - 1, codes).
+        of codes 1.. for every row with such targets (frames, groups - 1, codes).
 
         `vectors` (B, hidden) are the sequences' speakers'; `targets` (B, n, groups) lie on the row
-        that predicts them; sequences are right-padded.
+        that predicts them. Sequences are right-padded, so that causal attention alone, without a
+        mask, keeps padding from all that is read.
         """
         inputs = self.embed(text, codec, vectors)
-        hidden = self.talker.model(
-            inputs_embeds=inputs, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        hidden = states(self.talker.model, inputs)
         asked, frames = targets[..., 0] != IGNORE, targets[..., 1] != IGNORE
         first: Tensor = self.talker.codec_head(hidden[asked])
         return first, self.inner(hidden[frames], targets[frames])
@@ -80,30 +89,66 @@ class Speech(nn.Module):
         """
         predictor = self.talker.code_predictor
         tables = [self.talker.model.codec_embedding, *predictor.get_input_embeddings()]
-        steps = [hidden, *(table(codes[:, group]) for group, table in enumerate(tables[:-1]))]
-        states = predictor.model(
-            inputs_embeds=predictor.small_to_mtp_projection(torch.stack(steps, 1)), use_cache=False
-        ).last_hidden_state
-        heads = [head(states[:, group]) for group, head in enumerate(predictor.lm_head, 1)]
+        known = [table(codes[:, group]) for group, table in enumerate(tables[:-1])]
+        steps = torch.stack([hidden, *(each.to(hidden.dtype) for each in known)], 1)
+        found = states(predictor.model, predictor.small_to_mtp_projection(steps))
+        heads = [head(found[:, group]) for group, head in enumerate(predictor.lm_head, 1)]
         return torch.stack(heads, 1)
 
 
-def load(folder: Path, voices: Mapping[str, Tensor], attention: str = "auto") -> Speech:
-    """The model of a base's folder, in float32."""
+def states(stack: Any, inputs: Tensor) -> Tensor:
+    """The normed last hidden states of one of the two stacks. Only what the stack itself calls so
+    is taken; in the talker's `hidden_states` they are not the last, and looking there finds None.
+    """
+    found: Tensor | None = stack(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    if found is None:
+        raise RuntimeError(f"{type(stack).__name__} returned no last hidden state")
+    return found.to(inputs.dtype)
+
+
+def load(
+    folder: Path,
+    voices: Mapping[str, Tensor],
+    attention: str = "auto",
+    dtype: torch.dtype | None = torch.float32,
+) -> Speech:
+    """The model of a base's folder; without a dtype each tensor keeps the one it is stored in.
+    Raises SheenError where tensors are missing, or are no part of the model.
+    """
     base = read(folder)
     stock.load()
+    from accelerate import init_empty_weights
     from qwen_tts.core.models import Qwen3TTSConfig, Qwen3TTSForConditionalGeneration
-    from transformers import PreTrainedModel
 
     config = Qwen3TTSConfig(**json_copy(base.config))
-    # past the class's own from_pretrained, which loads the codec as well
-    load_weights: Any = PreTrainedModel.from_pretrained.__func__
-    model = load_weights(
-        Qwen3TTSForConditionalGeneration, folder, config=config, dtype=torch.float32,
-        attn_implementation=attention_of(attention),
-    )  # fmt: skip
+    # Not the stock from_pretrained, which loads the codec as well, makes all tensors of one dtype
+    # and fills those that are missing with noise.
+    with init_empty_weights(include_buffers=False):
+        model = Qwen3TTSForConditionalGeneration._from_config(
+            config, attn_implementation=attention_of(attention, dtype)
+        )
+    state = {name: value if dtype is None else value.to(dtype) for name, value in stored(folder)}
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n", 1)[-1].split())
+        raise SheenError(f"{folder} is not what its config.json says: {reason}") from None
     stock.restore_rotary(model)
     return Speech(base, model, voices)
+
+
+def stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a folder, each through a mapping of its own: the pages of one that is then
+    converted are given back, and of one that stays only what is read takes memory.
+    """
+    from safetensors import safe_open
+
+    for shard in sorted(folder.glob("model*.safetensors")):
+        with safe_open(shard, "pt") as tensors:
+            names = list(tensors.keys())
+        for name in names:
+            with safe_open(shard, "pt") as tensors:
+                yield name, tensors.get_tensor(name)
 
 
 def json_copy(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,10 +161,24 @@ def json_copy(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def attention_of(wanted: str) -> str:
-    """The attention to load with; auto takes flash_attention_2 where it is installed, on a GPU."""
-    if wanted != "auto":
+def attention_of(wanted: str, dtype: torch.dtype | None = torch.float32) -> str:
+    """The attention to load with; auto takes flash_attention_2 where it can be imported, on a GPU
+    and not in float32. Raises SheenError where that is asked for by name and cannot be.
+    """
+    if wanted not in ("auto", "flash_attention_2"):
         return wanted
-    from importlib.util import find_spec
-
-    return "flash_attention_2" if find_spec("flash_attn") and torch.cuda.is_available() else "sdpa"
+    reason = None
+    if not torch.cuda.is_available():
+        reason = "there is no GPU"
+    elif dtype == torch.float32:
+        reason = "it does not compute in float32"
+    else:
+        try:
+            import_module("flash_attn")
+        except ImportError as error:
+            reason = f"flash_attn cannot be imported ({error})"
+    if reason is None:
+        return "flash_attention_2"
+    if wanted == "auto":
+        return "sdpa"
+    raise SheenError(f"model.attention=flash_attention_2: {reason}; take auto or sdpa")

@@ -1,10 +1,12 @@
-"""Before the first step: does the base predict the next frame, or the one after it?
+"""Before the first step: does the base predict what is due, or what comes after it?
 
-Trainers that shift labels twice leave checkpoints that look trained and have unlearnt to speak.
+Trainers that shift labels twice leave checkpoints that look trained and have unlearnt to speak: the
+talker says the frame after the next one, each head of the sub-talker the next codebook.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,34 +22,62 @@ from sheen_qwen3_tts.model import Speech
 CLEARLY = 0.3  # nats below chance from which a model counts as trained
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Cross-entropies in nats: of code 0 against the frame that is due and the one after it, and of
+    each head but the last, which has no next codebook, against its own codebook and the next.
+    """
+
+    aligned: float
+    ahead: float
+    heads: tuple[float, ...]
+    heads_ahead: tuple[float, ...]
+
+
 @torch.no_grad()
-def losses(model: Speech, rows: Sequence[Row], artifacts: Path) -> tuple[float, float]:
-    """Cross-entropy of code 0 against the frame that is due, and against the one after it."""
+def losses(model: Speech, rows: Sequence[Row], artifacts: Path) -> Losses:
     tables = references.load(artifacts)
     batch = collate(model.base, rows, [SPOKEN] * len(rows), tables)
     inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs.items()}
-    first, _ = model.eval()(**inputs)
-    wanted = inputs["targets"][..., 0]
-    due: list[Tensor] = [row[row != IGNORE] for row in wanted]
+    first, inner = model.eval()(**inputs)
+    targets = inputs["targets"]
+    due: list[Tensor] = [row[row != IGNORE] for row in targets[..., 0]]
     scores = first.float().split([len(each) for each in due])
     ahead = torch.cat([score[:-1] for score in scores]), torch.cat([each[1:] for each in due])
+    codes, inner = targets[targets[..., 1] != IGNORE], inner.float().transpose(1, 2)[..., :-1]
+    own, following = (
+        cross_entropy(inner, wanted, reduction="none").mean(0).tolist()
+        for wanted in (codes[:, 1:-1], codes[:, 2:])
+    )
     aligned = cross_entropy(torch.cat(scores), torch.cat(due))
-    return float(aligned), float(cross_entropy(*ahead))
+    return Losses(float(aligned), float(cross_entropy(*ahead)), tuple(own), tuple(following))
 
 
 def check(model: Speech, rows: Sequence[Row], artifacts: Path, name: str) -> str | None:
     """A notice where the base is untrained. Raises SheenError where it speaks ahead of itself."""
-    aligned, ahead = losses(model, rows, artifacts)
+    found = losses(model, rows, artifacts)
     chance = math.log(model.base.talker["vocab_size"])
-    if min(aligned, ahead) > chance - CLEARLY:
+    if min(found.aligned, found.ahead) > chance - CLEARLY:
         return (
-            f"model.base={name} knows no more than chance (loss {aligned:.2f} of {chance:.2f}): it "
-            f"is untrained, or of another language or codec"
+            f"model.base={name} knows no more than chance (loss {found.aligned:.2f} of "
+            f"{chance:.2f}): it is untrained, or of another language or codec"
         )
-    if aligned >= ahead:
+    advice = (
+        "as trainers leave it that shift labels twice; start from the released base, or go on with "
+        "model.preflight=false"
+    )
+    if found.aligned >= found.ahead:
         raise SheenError(
-            f"model.base={name} predicts the frame after the next one (loss {ahead:.2f}) better "
-            f"than the next one ({aligned:.2f}), as trainers leave it that shift labels twice; "
-            f"start from the released base, or go on with model.preflight=false"
+            f"model.base={name} predicts the frame after the next one (loss {found.ahead:.2f}) "
+            f"better than the next one ({found.aligned:.2f}), {advice}"
+        )
+    limit = math.log(model.base.codes) - CLEARLY
+    pairs = enumerate(zip(found.heads, found.heads_ahead, strict=True), 1)
+    if wrong := [(head, *pair) for head, pair in pairs if pair[1] < min(limit, pair[0])]:
+        head, own, following = wrong[0]
+        raise SheenError(
+            f"model.base={name}: head {head} of its sub-talker predicts codebook {head + 1} (loss "
+            f"{following:.2f}) better than its own ({own:.2f}), and so do {len(wrong)} heads in "
+            f"all, {advice}"
         )
     return None
