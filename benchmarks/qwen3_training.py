@@ -6,8 +6,8 @@ https://github.com/QwenLM/Qwen3-TTS at commit 022e286. Without one it says so an
 Each run is a process of its own on one thread, over 16 clips in batches of 2, 4 of them a step, in
 bf16; what is loaded before the first step costs no time here, but counts in the peak. The official
 script runs as it is, but for three things: sdpa in place of the flash_attention_2 that it insists
-on, clips in file order, and its end before the first save. Its objective is the misaligned one; ours is
-compared in float32 with one put together from the stock package's modules.
+on, clips in file order, and its end before the first save. Its objective is the misaligned one;
+ours is compared in float32 with one put together from the stock package's modules.
 """
 
 import argparse

@@ -27,7 +27,19 @@ from sheen_cli.backbones import resolve
 from sheen_cli.batching import Micro
 from sheen_cli.optimization import adamw
 from sheen_cli.rows import Rows
-from sheen_qwen3_tts import base, batches, checkpoint, lighter, miniature, model, preflight, references, stock
+from sheen_qwen3_tts import (
+    adapted,
+    adapters,
+    base,
+    batches,
+    checkpoint,
+    lighter,
+    miniature,
+    model,
+    preflight,
+    references,
+    stock,
+)
 from sheen_qwen3_tts.layout import IGNORE
 
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine ten one", "two three")
@@ -245,6 +257,24 @@ def test_gradient_checkpointing_computes_layers_twice_and_the_gradients_are_equa
     assert set(found) == set(plain)
     for name, grad in plain.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora, all"])
+def test_the_lighter_modules_leave_every_gradient_as_it_is(home: Path, kind: str) -> None:
+    run = caught(home, *KINDS[kind])
+    found = gradients(run)
+    recipe, voices = run.recipe, checkpoint.load_voices(run.artifacts)
+    plain = model.load(home / "base", voices)
+    if recipe.model.lora:
+        adapted(plain, recipe)
+        plain.talker.load_state_dict(run.given["model"].talker.state_dict())
+    else:
+        adapters.freeze(plain, recipe.model.freeze)
+    run.given["model"] = plain
+    wanted = gradients(run)
+    assert set(found) == set(wanted)
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
 
 
 def test_our_norm_is_the_stock_norm_and_so_is_its_gradient() -> None:

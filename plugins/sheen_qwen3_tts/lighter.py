@@ -27,7 +27,7 @@ class Normed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        grad, normed = grads[0].float(), x.float().mul_(scale)
+        grad, normed = grads[0].float(), x.float() * scale
         by_weight = None
         if ctx.needs_input_grad[1]:
             by_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
