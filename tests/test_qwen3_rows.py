@@ -18,7 +18,7 @@ from sheen_cli.backbones import load
 from sheen_qwen3_tts import Conditioning, Options, base, batches, codec, miniature, references
 from sheen_qwen3_tts import model as models
 from sheen_qwen3_tts.layout import IGNORE, VECTOR, parse, prefix
-from sheen_qwen3_tts.voice import heard_of, wish
+from sheen_qwen3_tts.voice import hear, wish
 
 TEXTS = ("one two three", "four five", "six seven", "eight", "nine one two", "three four five six")
 
@@ -125,7 +125,8 @@ def test_a_row_of_any_form_is_what_synth_lays_out(
         request = Request(row["text"], speaker="anna", language="en")
     else:
         request = Request(row["text"], language="en", reference=reference)
-    asked = wish(speaking, request, heard_of(codec.load(folder), request))
+    taken = request.reference and hear(speaking, codec.load(folder), request.reference)
+    asked = wish(speaking, request, taken)
     asked = replace(asked, prompt=replace(asked.prompt, streaming=streaming))
     batch = batches.collate(base.read(folder), [row], [form], tables)
     torch.testing.assert_close(batch.inputs["vectors"][0], asked.vector)
