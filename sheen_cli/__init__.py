@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sheen_cli import audio
     from sheen_cli.audio import Rejected as Rejected
+    from sheen_cli.console import say as say
     from sheen_cli.console import warn as warn
     from sheen_cli.errors import SheenError as SheenError
     from sheen_cli.hookspecs import hookimpl as hookimpl
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "SheenError": "errors",
+    "say": "console",
     "warn": "console",
     "load_audio": "audio:load",
     "Rejected": "audio",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sheen_cli import Audio, Reference, Request, SheenError, console
+from sheen_cli import Audio, Reference, Request, SheenError, say
 from sheen_qwen3_tts import codec
 from sheen_qwen3_tts.codec import FRAME, RATE
 from sheen_qwen3_tts.generate import Wish, generate
@@ -38,7 +38,7 @@ def speak(
     model.eval()
     sounds = codec.load(model.base.folder)
     if any(request.instruct for request in requests) and (notice := deaf(model)):
-        console.say(notice)
+        say(notice)
     references = {id(each.reference): each.reference for each in requests if each.reference}
     heard = {key: hear(model, sounds, each) for key, each in references.items()}
     wishes = [wish(model, request, heard.get(id(request.reference))) for request in requests]
