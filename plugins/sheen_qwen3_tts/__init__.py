@@ -80,6 +80,7 @@ class Options(Section):
     projection_learning_rate: PositiveFloat | None = None  # None: the recipe's
     subtalker_learning_rate: PositiveFloat | None = None  # None: the recipe's
     subtalker_weight: float = Field(0.3, ge=0)
+    new_languages: dict[str, str] = Field({})  # that the base lacks -> what each starts from
     conditioning: Conditioning = Conditioning()
     subtalker_frames: float = Field(1.0, gt=0, le=1)  # share of frames whose codes 1.. are learnt
     gradient_checkpointing: bool = False  # compute layers twice to hold less of them
@@ -90,6 +91,11 @@ class Options(Section):
     top_k: int = Field(50, ge=0)  # 0: all
     top_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: PositiveFloat = 1.05
+
+    @property
+    def tags(self) -> tuple[tuple[str, str], ...]:
+        """The new languages, as they can be hashed."""
+        return tuple(self.new_languages.items())
 
 
 @hookimpl
@@ -145,7 +151,7 @@ def prepare(
     codec.note(folder, artifacts)
     numbers = {name: number for number, name in enumerate(found.voices)}
     places = {heard.name: number for number, heard in enumerate(found.all)}
-    told = references.Notices(base.read(folder), found)
+    told = references.Notices(base.read(folder, recipe.model.tags), found)
     budget = recipe.model.encode_seconds if codec.device() == "cuda" else 0.0
     for clip, codes in codec.encoded(spoken, clips, budget):
         name, heard = references.voice_of(clip.speaker), None
@@ -176,7 +182,8 @@ def collate(
     from sheen_qwen3_tts import base, batches, references
 
     forms = batches.drawn(seed, len(rows), recipe.model)
-    own, tables = base.read(base.local(recipe.model.base)), references.load(artifacts)
+    own = base.read(base.local(recipe.model.base), recipe.model.tags)
+    tables = references.load(artifacts)
     return batches.collate(own, rows, forms, tables, seed, recipe.model.subtalker_frames)
 
 
@@ -200,11 +207,11 @@ def opened(recipe: Recipe[Options], checkpoint: Path | None, kind: Any) -> "Spee
 
     options = recipe.model
     if checkpoint is None:
-        return model.load(base.local(options.base), {}, options.attention, kind)
+        return model.load(base.local(options.base), {}, options.attention, kind, options.tags)
     voices = saved.load_voices(checkpoint / "artifacts")
     if not (checkpoint / saved.ADAPTER).is_file():
-        return model.load(checkpoint, voices, options.attention, kind)
-    speech = model.load(base.local(options.base), voices, options.attention, kind)
+        return model.load(checkpoint, voices, options.attention, kind, options.tags)
+    speech = model.load(base.local(options.base), voices, options.attention, kind, options.tags)
     names = adapted(speech, recipe)
     saved.load_adapter(speech, checkpoint, set(names))
     return speech
@@ -220,6 +227,7 @@ def adapted(speech: "Speech", recipe: Recipe[Options]) -> list[str]:
     adapters.attach(speech, lora.rank, lora.alpha, lora.dropout, pattern)
     if lora.projection:
         speech.talker.text_projection.requires_grad_(True)
+    adapters.languages(speech)
     return adapters.masters(speech)
 
 
@@ -260,6 +268,8 @@ def train(recipe: Recipe[Options], run: Run) -> None:
     options = recipe.model
     codec.check(base.local(options.base), run.artifacts, str(run.rows.path.parent))
     speech = opened(recipe, run.resume, adapters.kept(recipe)) if run.resume else begun(recipe, run)
+    # what is saved takes its other files from the base: a checkpoint may be rotated away
+    speech.base = base.read(base.local(options.base), options.tags)
     if options.lora is None:
         adapters.freeze(speech, options.freeze)
         adapters.masters(speech)
@@ -284,7 +294,7 @@ def begun(recipe: Recipe[Options], run: Run) -> "Speech":
 
     options, voices = recipe.model, saved.load_voices(run.artifacts)
     kind = adapters.kept(recipe)
-    speech = model.load(base.local(options.base), voices, options.attention, kind)
+    speech = model.load(base.local(options.base), voices, options.attention, kind, options.tags)
     if options.preflight:
         some = run.rows[: min(len(run.rows), recipe.train.batch_size)]
         speech.to(run.accelerator.device)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sheen_cli import Group, Recipe, SheenError
-from sheen_qwen3_tts.model import Speech
+from sheen_qwen3_tts.model import LANGUAGES, Speech
 
 ATTENTION = r"self_attn\.(?:q|k|v|o)_proj"
 MLP = r"mlp\.(?:gate|up|down)_proj"
@@ -31,6 +31,17 @@ def attach(model: Speech, rank: int, alpha: float, dropout: float, pattern: str)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)
     inject_adapter_in_model(config, model.talker)
     return [name for name, p in model.talker.named_parameters() if p.requires_grad]
+
+
+def languages(model: Speech) -> None:
+    """Train the rows of new languages, which adapters would leave as they are: a table of their
+    own beside the frozen one.
+    """
+    if model.base.added:
+        table = model.talker.model.codec_embedding.weight
+        rows = [row for row, _ in model.base.added.values()]
+        own = nn.Parameter(table.detach()[rows].float())
+        model.talker.register_parameter(LANGUAGES, own)
 
 
 def freeze(model: Speech, patterns: Sequence[str]) -> None:

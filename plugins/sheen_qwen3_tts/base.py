@@ -6,7 +6,7 @@ The raw config.json is read, never the library's config class, which cannot be s
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ NEEDED = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 @dataclass(frozen=True)
 class Base:
-    """One folder. `vocabulary` counts the rows of the talker's codec table; `codes` of them, the
-    first, are audio codes; the last 1024 are for control and voices.
+    """One folder, and the languages that a recipe added to its own: the row of the codec table that
+    each takes, and the one that it starts from.
     """
 
     folder: Path
     config: Mapping[str, Any]
     tokenizer: Any
     ids: Ids
+    added: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def talker(self) -> Mapping[str, Any]:
@@ -97,7 +98,7 @@ def extended(base: Base, new: Mapping[str, str]) -> Base:
     """The base with a tag, on a free row, for each language of `new` that it lacks; these name the
     language that it starts from. Raises SheenError where there is no such one, or no free row.
     """
-    ids, rows = base.languages, iter(base.free())
+    ids, rows, added = base.languages, iter(base.free()), dict[str, tuple[int, int]]()
     for language, like in new.items():
         if spelt_out(like) not in base.languages:
             raise SheenError(
@@ -109,8 +110,9 @@ def extended(base: Base, new: Mapping[str, str]) -> Base:
             if row is None:
                 raise SheenError(f"model.new_languages: no free row is left for '{language}'")
             ids[spelt_out(language)] = row
+            added[spelt_out(language)] = row, base.languages[spelt_out(like)]
     talker = {**base.talker, "codec_language_id": ids}
-    return replace(base, config={**base.config, "talker_config": talker})
+    return replace(base, config={**base.config, "talker_config": talker}, added=added)
 
 
 def local(place: str) -> Path:

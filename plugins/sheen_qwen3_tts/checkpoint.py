@@ -4,6 +4,7 @@ The library cannot save its own config, so files are copied from the base and th
 beside them.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -40,6 +41,18 @@ def save_whole(model: Speech, folder: Path) -> None:
     }
     facts |= {name: fact for name, fact in base.facts.items() if name.startswith(ENCODER)}
     weights.write(folder, facts, lambda name: state[name] if name in state else base.read(name))
+    if model.base.added:
+        name_languages(folder / "config.json", model.base.languages)
+
+
+def name_languages(path: Path, languages: Mapping[str, int]) -> None:
+    """Give a folder's config the languages that were added; the base's own, to which it may be
+    linked, stays as it is.
+    """
+    config = json.loads(path.read_text("utf-8"))
+    config["talker_config"]["codec_language_id"] = dict(languages)
+    path.unlink()
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def tensors(model: Speech) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from sheen_cli import Recipe, SheenError, __version__
 from sheen_qwen3_tts import adapters, base, stock, weights
 from sheen_qwen3_tts import checkpoint as saved
 from sheen_qwen3_tts.checkpoint import ADAPTER, ENCODER
+from sheen_qwen3_tts.model import LANGUAGES
 from sheen_qwen3_tts.weights import Facts, Weights
 
 if TYPE_CHECKING:
@@ -56,11 +57,16 @@ class Merged:
     stock name of the weight that they change, `whole` the tensors that were trained themselves.
     """
 
-    def __init__(self, base: Weights, adapter: Path, lora: "Lora") -> None:
+    def __init__(
+        self, base: Weights, adapter: Path, lora: "Lora", added: Mapping[str, tuple[int, int]]
+    ) -> None:
         self.base, self.facts, self.scale = base, base.facts, lora.alpha / lora.rank
         state = load_file(adapter)
-        if text := weights.differences(state, expected(base.facts, lora)):
+        if text := weights.differences(state, expected(base.facts, lora, len(added))):
             raise SheenError(f"{adapter} does not fit the recipe and its base: it {text}")
+        vectors = state.pop(LANGUAGES, torch.zeros(0, 0))
+        self.languages = dict(zip(added, vectors, strict=True))
+        self.rows = {added[name][0]: vector for name, vector in self.languages.items()}
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
         self.whole: dict[str, Tensor] = {}
         for name, value in state.items():
@@ -76,14 +82,20 @@ class Merged:
         if name in self.whole:
             return self.whole[name]
         tensor = self.base.read(name)
+        if name == TABLE and self.rows:
+            tensor = tensor.float().clone()
+            for row, vector in self.rows.items():
+                tensor[row] = vector
         if name not in self.pairs:
             return tensor
         a, b = (factor.float() for factor in self.pairs[name])
         return tensor.float() + self.scale * (b @ a)
 
 
-def expected(facts: Mapping[str, Facts], lora: "Lora") -> dict[str, Facts]:
-    """The tensors of an adapter for a base of these, by the names under which it is saved."""
+def expected(facts: Mapping[str, Facts], lora: "Lora", languages: int) -> dict[str, Facts]:
+    """The tensors of an adapter for a base of these, with so many new languages, by the names under
+    which it is saved.
+    """
     import re
 
     pattern = re.compile(rf"talker\.({adapters.targets(lora.mlp, lora.subtalker)})\.weight")
@@ -96,6 +108,8 @@ def expected(facts: Mapping[str, Facts], lora: "Lora") -> dict[str, Facts]:
                 found[full] = Facts(shape, torch.float32)
         elif lora.projection and name.startswith("talker.text_projection."):
             found[name.removeprefix("talker.")] = fact
+    if languages:
+        found[LANGUAGES] = Facts((languages, facts[TABLE].shape[1]), torch.float32)
     return found
 
 
@@ -123,12 +137,16 @@ class Source:
         if lora is None:
             raise SheenError(f"{checkpoint} holds an adapter, but its recipe has no model.lora")
         folder = base.local(recipe.model.base)
-        merged = Merged(Weights(folder), checkpoint / ADAPTER, lora)
+        added = base.read(folder, recipe.model.tags).added
+        merged = Merged(Weights(folder), checkpoint / ADAPTER, lora, added)
         return cls(recipe, checkpoint, folder, merged, voices)
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        """config.json, with the languages that were added."""
         values: dict[str, Any] = json.loads((self.folder / "config.json").read_text("utf-8"))
+        languages = base.read(self.folder, self.recipe.model.tags).languages
+        values["talker_config"]["codec_language_id"] = languages
         return values
 
     @cached_property
@@ -302,6 +320,9 @@ def write_adapter(source: Source, folder: Path) -> str:
     if source.voices:
         vectors = {name: value.float().contiguous() for name, value in source.voices.items()}
         save_file(vectors, folder / "speakers.safetensors", {"format": "pt"})
+    if merged.languages:
+        rows = {name: vector.contiguous() for name, vector in merged.languages.items()}
+        save_file(rows, folder / "languages.safetensors", {"format": "pt"})
     write_json(folder / "sheen.json", about(source))
     name, _ = known(source)
     return (
@@ -335,9 +356,11 @@ def about(source: Source) -> dict[str, Any]:
         "sheen": __version__,
         "base": name,
         "revision": revision,
-        "config": {"talker_config": {"spk_id": source.rows,
-                                     "spk_is_dialect": dict.fromkeys(source.rows, False)}},
-        "rows": {"tensor": TABLE, "of": "speakers.safetensors"},
+        "config": {"talker_config": {
+            "spk_id": source.rows, "spk_is_dialect": dict.fromkeys(source.rows, False),
+            "codec_language_id": source.config["talker_config"]["codec_language_id"],
+        }},
+        "rows": {"tensor": TABLE, "of": ["speakers.safetensors", "languages.safetensors"]},
         "model": {**source.recipe.model.model_dump(mode="json"), "base": name},
         "versions": {each: version(each) for each in (*packages, "transformers", "peft", "torch")},
     }  # fmt: skip

@@ -17,6 +17,8 @@ from sheen_qwen3_tts import stock
 from sheen_qwen3_tts.base import Base, read
 from sheen_qwen3_tts.layout import IGNORE, NONE, VECTOR
 
+LANGUAGES = "language_embedding"  # of the talker: rows (n, hidden) trained beside adapters
+
 
 class Speech(nn.Module):
     """The stock model of a base, and the vectors of the voices that it is taught (n, hidden)."""
@@ -55,7 +57,7 @@ class Speech(nn.Module):
         kind = words.dtype  # of all that follows: autocast's, whatever the tables are kept in
         total: Tensor = words * (text != NONE)[..., None]
         first = codec[..., 0]
-        control = talker.model.codec_embedding(first.clamp(min=0)).to(kind)
+        control = self.control(first).to(kind)
         total = total + control * (first >= 0)[..., None]
         total = total + vectors[:, None].to(kind) * (first == VECTOR)[..., None]
         frame = codec[..., 1] != NONE  # control rows have no code but the first
@@ -66,6 +68,15 @@ class Speech(nn.Module):
             inner[frame] = found.to(kind)
             total = total + inner
         return total
+
+    def control(self, ids: Tensor) -> Tensor:
+        """Vectors (B, n, hidden) of the codec channel's first ids (B, n); of nothing, anything."""
+        found: Tensor = self.talker.model.codec_embedding(ids.clamp(min=0))
+        rows = getattr(self.talker, LANGUAGES, None)  # of new languages, beside adapters
+        if rows is not None:
+            for number, (row, _) in enumerate(self.base.added.values()):
+                found = torch.where((ids == row)[..., None], rows[number].to(found.dtype), found)
+        return found
 
     def forward(
         self, text: Tensor, codec: Tensor, vectors: Tensor, targets: Tensor
@@ -111,11 +122,13 @@ def load(
     voices: Mapping[str, Tensor],
     attention: str = "auto",
     dtype: torch.dtype | None = torch.float32,
+    new_languages: tuple[tuple[str, str], ...] = (),
 ) -> Speech:
-    """The model of a base's folder; without a dtype each tensor keeps the one it is stored in.
-    Raises SheenError where tensors are missing, or are no part of the model.
+    """The model of a base's folder; without a dtype each tensor keeps the one it is stored in. A
+    new language starts from the row of another. Raises SheenError where tensors are missing, or
+    are no part of the model.
     """
-    base = read(folder)
+    base = read(folder, new_languages)
     stock.load()
     from accelerate import init_empty_weights
     from qwen_tts.core.models import Qwen3TTSConfig, Qwen3TTSForConditionalGeneration
@@ -134,6 +147,10 @@ def load(
         reason = " ".join(str(error).split("\n", 1)[-1].split())
         raise SheenError(f"{folder} is not what its config.json says: {reason}") from None
     stock.restore_rotary(model)
+    with torch.no_grad():
+        table = model.talker.model.codec_embedding.weight
+        for row, like in base.added.values():
+            table[row] = table[like]
     return Speech(base, model, voices)
 
 

@@ -185,7 +185,7 @@ def judged(task: dict[str, Any], tensors: dict[str, Tensor]) -> list[str]:
         compare("its logits", logits(speech, inputs), wanted, task["relative"])
         check_prints(speech, task["trained"])
         return notices
-    speech = model.load(Path(task["base"]), voices, "sdpa")
+    speech = model.load(Path(task["base"]), voices, "sdpa", new_languages=recipe.model.tags)
     before = logits(speech, inputs)
     saved.load_adapter(speech, folder, set(adapted(speech, recipe)))
     unmerged = logits(speech, inputs)
@@ -218,7 +218,9 @@ def check_prints(speech: Speech, trained: Mapping[str, Sequence[float]]) -> None
 def merge(speech: Speech, folder: Path, checkpoint: Path, recipe: Recipe["Options"]) -> None:
     """Put an adapter into the weights that it lies beside, as the export does, and silence it."""
     assert recipe.model.lora is not None
-    merged = exports.Merged(Weights(folder), checkpoint / ADAPTER, recipe.model.lora)
+    merged = exports.Merged(
+        Weights(folder), checkpoint / ADAPTER, recipe.model.lora, speech.base.added
+    )
     parameters = dict(speech.talker.named_parameters())
     with torch.no_grad():
         for name in merged.pairs:
