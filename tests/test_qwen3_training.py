@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sheen_cli import SheenError, training
+from sheen_cli import Request, SheenError, training
 from sheen_cli.babble import speech
 from sheen_cli.backbones import resolve
 from sheen_cli.batching import Micro
@@ -554,3 +554,24 @@ def test_two_processes_learn_what_one_does(home: Path, tmp_path: Path) -> None:
     weights = load_file(tmp_path / "one" / "last" / checkpoint.ADAPTER)
     for name, tensor in load_file(tmp_path / "two" / "last" / checkpoint.ADAPTER).items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_model_that_is_being_trained_in_bf16_speaks(
+    home: Path, tmp_path: Path, kind: str
+) -> None:
+    """With weights of two dtypes and our modules in it, as the samples of a validation do."""
+    said = sheen(
+        "train", "--recipe", f"qwen3tts-{kind}", "--data", home / "data", "--out", tmp_path / "run",
+        "--max-steps", "1", f"model.base={home / 'base'}", "train.precision=bf16",
+        "model.preflight=false", "model.selftest=true", "log.samples=0",
+        "log.sentences=[one two]", "synth.max_seconds=0.5", "train.validate_every=1",
+    ).output  # fmt: skip
+    assert "1 samples in" in said and "no samples of step" not in said
+    run = caught(home, *KINDS["full" if kind == "full" else "lora, all"], precision="bf16")
+    with torch.no_grad(), run.accelerator.autocast():
+        request = Request("one two", greedy=True, max_seconds=0.5, speaker="anna")
+        (spoken,) = run.backbone.hook.synth(
+            recipe=run.recipe, model=run.given["model"], requests=[request], trace=False
+        )
+    assert spoken.codes is not None and len(spoken.codes) > 0

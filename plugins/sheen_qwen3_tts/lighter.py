@@ -73,8 +73,9 @@ class Linear(nn.Module):
         self.copy, self.version = torch.empty(0), -1  # no buffer: it is never saved
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = torch.get_autocast_dtype(x.device.type)
-        if not torch.is_autocast_enabled(x.device.type) or kind != torch.bfloat16:
+        device = x.device.type
+        rounding = torch.is_autocast_enabled(device) and torch.is_grad_enabled()
+        if not rounding or torch.get_autocast_dtype(device) != torch.bfloat16:
             return linear(x, self.weight, self.bias)
         weight: Tensor = Rounded.apply(self.weight, self.rounded())  # type: ignore[no-untyped-call]
         return linear(x, weight, self.bias)
