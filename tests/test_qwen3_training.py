@@ -74,6 +74,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture(autouse=True)
+def _no_precision_yet() -> None:
+    """accelerate knows one precision a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @dataclass(frozen=True)
 class Caught(training.Run):
     """A run whose `fit` keeps what it is given, so that single steps can be looked at."""
@@ -85,7 +91,7 @@ class Caught(training.Run):
 
 
 def caught(home: Path, *settings: str, precision: str = "fp32") -> Caught:
-    AcceleratorState._reset_state(reset_partial_state=True)  # it knows one precision a process
+    AcceleratorState._reset_state(reset_partial_state=True)
     recipe, backbone = resolve(
         "qwen3tts-lora",
         [f"model.base={home / 'base'}", f"train.precision={precision}", "train.batch_size=3",
