@@ -14,6 +14,7 @@ from random import Random
 import pytest
 import soundfile
 import torch
+from accelerate.state import AcceleratorState
 from typer.testing import CliRunner, Result
 
 from sheen_cli.backbones import resolve
@@ -77,6 +78,14 @@ def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rows(data: Path) -> Rows:
     return Rows(data / "train.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def _own_precision() -> object:
+    """accelerate knows one precision a process, and would keep it for the tests that follow."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sheen("prepare", "--recipe", "qwen3tts-lora", "--dataset", home / "set", "--out", home / "data",
           f"model.base={home / 'base'}", "data.validation=0")  # fmt: skip
     return home
-
-
-@pytest.fixture(autouse=True)
-def _own_precision() -> Iterator[None]:
-    """accelerate knows one precision a process, and keeps it for the tests that follow."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @dataclass(frozen=True)
