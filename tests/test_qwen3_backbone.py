@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,34 @@ def test_the_preflight_can_be_left_out(home: Path, tmp_path: Path) -> None:
     assert "warning: model.base=" in said and "no more than chance" in said
     said = sheen(*train, "--out", tmp_path / "b", "model.preflight=false").output
     assert "chance" not in said
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
+    home: Path, tmp_path: Path, name: str
+) -> None:
+    train = ["train", "--recipe", f"qwen3tts-{name}", "--data", str(home / "data")]
+    train += [f"model.base={home / 'base'}", "train.precision=fp32", "train.batch_size=2"]
+    train += [
+        "train.schedule=constant",
+        "train.warmup_steps=0",
+        "train.save_every=2",
+        "log.every=1",
+    ]
+    train += ["log.samples=0", "model.selftest=false", "train.learning_rate=1e-3"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "sheen_cli", *train, "--out", str(killed)]
+    process = subprocess.Popen(
+        [*command, "--max-steps", "4000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not checkpoints.listed(killed):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    ends = str(checkpoints.step(checkpoints.listed(killed)[-1]) + 3)
+    sheen(*train, "--out", killed, "--resume", "--max-steps", ends)
+    sheen(*train, "--out", whole, "--max-steps", ends)
+    weights = checkpoint.ADAPTER if name == "lora" else "model.safetensors"
+    one, two = (load_file(run / "last" / weights) for run in (killed, whole))
+    assert one.keys() == two.keys() and all(torch.equal(one[each], two[each]) for each in one)
