@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import sheen
 
 from sheen_cli import Clip, Reference, Request, Skip
 from sheen_cli.babble import speech
 from sheen_cli.backbones import load
+from sheen_cli.rows import Rows
 from sheen_qwen3_tts import Conditioning, Options, base, batches, codec, miniature, references
 from sheen_qwen3_tts import model as models
 from sheen_qwen3_tts.layout import IGNORE, VECTOR, parse, prefix
@@ -258,3 +260,64 @@ def test_data_of_another_codec_is_refused(folder: Path, clips: list[Clip], tmp_p
     other = miniature.build(tmp_path / "other", seed=1)
     with pytest.raises(SheenError, match="data was made by another codec"):
         codec.check(other, tmp_path / "artifacts", "data")
+
+
+def official(folder: Path, home: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """The official trainer's JSONL, of clips whose codes are there and whose sound is not."""
+    spoken, lines = codec.load(folder), list[dict[str, Any]]()
+    home.mkdir()
+    soundfile.write(home / "ref.wav", speech("nine ten one", 24_000), 24_000)
+    for number, text in enumerate(TEXTS):
+        codes = codec.encode(spoken, speech(text, 24_000)).tolist()
+        line = {"audio": f"{number}.wav", "text": text, "ref_audio": "ref.wav"}
+        lines.append({**line, "audio_codes": codes})
+    return home / "official.jsonl", lines
+
+
+def put(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return path
+
+
+def test_the_official_jsonl_trains_as_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, lines = official(folder, tmp_path / "theirs")
+    put(path, lines)
+    settings = [f"model.base={folder}", "model.selftest=false", "log.samples=0"]
+    said = sheen("train", "--recipe", "qwen3tts-lora", "--data", path, "--max-steps", "2",
+                 "--out", "run", *settings)  # fmt: skip
+    assert "preparing" in said.output and (tmp_path / "run" / "best").exists()
+    rows = [
+        row for name in ("train", "validation") for row in Rows(Path(f"data/official/{name}.jsonl"))
+    ]
+    assert sorted(row["text"] for row in rows) == sorted(TEXTS)
+    codes = {line["text"]: line["audio_codes"] for line in lines}
+    assert all(row["audio_codes"] == codes[row["text"]] for row in rows)
+    tables = references.load(Path("data/official/artifacts"))
+    vector = codec.vector(codec.speaker_encoder(folder), speech("nine ten one", 24_000))
+    torch.testing.assert_close(tables.voices[0], vector, atol=1e-3, rtol=0)  # 16-bit sound
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda codes: [[99] * 16, *codes],
+            "official.jsonl:1: audio_codes: frame 0, codebook 0: 99",
+        ),
+        (lambda codes: [frame[:8] for frame in codes], "frames x 16 are wanted"),
+        (lambda codes: codes[:1] * 9, "the codec hears the same in every frame"),
+    ],
+    ids=["range", "codec", "constant"],
+)
+def test_codes_that_cannot_be_are_named(
+    folder: Path, tmp_path: Path, spoil: Any, message: str
+) -> None:
+    path, lines = official(folder, tmp_path / "theirs")
+    put(path, [{**line, "audio_codes": spoil(line["audio_codes"])} for line in lines])
+    said = sheen(
+        "prepare", "--dataset", path, "--out", tmp_path / "o", f"model.base={folder}", code=2
+    )
+    assert "no usable row" in said.output and message in " ".join(said.output.split())
