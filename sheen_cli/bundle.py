@@ -75,7 +75,7 @@ def pack(checkpoint: Path) -> Bundle:
 
 
 def of_training(name: str) -> bool:
-    return name.startswith(f"{checkpoints.STATE}/")
+    return name.startswith((f"{checkpoints.STATE}/", f"artifacts/{checkpoints.STATE}/"))
 
 
 def may_go(name: str) -> bool:

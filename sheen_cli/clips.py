@@ -65,14 +65,14 @@ class Clips:
         for position, entry in enumerate(self.source):
             try:
                 clip = self.clip(entry)
-                if clip.id in seen:
+                if clip.id[-12:] in seen:
                     raise Rejected("duplicate", "same audio and text as an earlier one")
             except Rejected as rejected:
                 name = entry.name if isinstance(entry, Entry) else None
                 self.reject(position, name, rejected.reason, rejected.detail)
                 continue
             assert isinstance(entry, Entry)
-            seen.add(clip.id)
+            seen.add(clip.id[-12:])
             seconds = self._seconds(clip.audio, clip.codes)
             total += seconds
             # samples and bytes would pile up here

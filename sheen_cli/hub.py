@@ -152,8 +152,10 @@ def sent_before(api: Any, repository: str, old: dict[str, Any]) -> set[str]:
         return set()
     manifest = ask(f"{api.endpoint}/{repository}/resolve/main/{checkpoints.MANIFEST}")
     try:
-        return set(manifest.json()["files"]) & set(old)
-    except (ValueError, LookupError, TypeError):
+        facts = manifest.json()
+        ours = facts.pop("seal") == checkpoints.seal(facts)
+        return set(facts["files"]) & set(old) if ours else set()
+    except (ValueError, LookupError, TypeError, AttributeError):
         return set()
 
 

@@ -134,6 +134,7 @@ def guard(out: Path, source: Source) -> None:
     if (
         source.recipe.data.keep_audio
         and (out / AUDIO).exists()
+        and any(path.name != f".{OURS}.part" for path in (out / AUDIO).iterdir())
         and not (out / AUDIO / OURS).exists()
     ):
         raise SheenError(f"{out / AUDIO} holds what sheen did not write; choose another folder")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -79,7 +81,10 @@ def seed(recipe: Recipe[Any]) -> None:
 
 def accelerator(train: Train) -> Accelerator:
     """The devices and the precision. Raises SheenError for what this trainer cannot do."""
-    parallel = Accelerator(mixed_precision="no" if train.precision == "fp32" else train.precision)
+    precision = "no" if train.precision == "fp32" else train.precision
+    # the first process saves, tests and speaks alone, while the others wait for its next sum
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    parallel = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
     if train.precision == "fp16" and parallel.device.type == "cpu":
         raise SheenError("train.precision=fp16 needs a GPU; on a CPU use fp32 or bf16")
     if parallel.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):

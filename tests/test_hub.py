@@ -121,7 +121,8 @@ def test_what_an_earlier_upload_left_is_removed_and_what_others_put_there_is_not
 ) -> None:
     packed = hub.prepare((run / "best").resolve(), REPO)
     manifest = json.loads(packed.files["manifest.json"])
-    manifest["files"]["adapter.safetensors"] = {"bytes": 3, "sha256": "0" * 64}
+    more = {**manifest["files"], "adapter.safetensors": {"bytes": 3, "sha256": "0" * 64}}
+    manifest = checkpoints.sealed(manifest["backbone"], more)
     older = {"adapter.safetensors": b"old", "manifest.json": json.dumps(manifest).encode()}
     older |= {"sample.wav": b"RIFF", "README.md": packed.files["README.md"]}
     hub.push(Bundle(older, [], packed.recipe, False), REPO, True)

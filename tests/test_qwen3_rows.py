@@ -206,7 +206,7 @@ def test_references_and_codes_that_the_source_gives(
     rows = prepared(folder, given, tmp_path / "artifacts")
     tables = references.load(tmp_path / "artifacts")
     assert rows[0]["ref_audio"] == str(wav) and rows[0]["ref_text"] == "nine ten"
-    assert tables.references[rows[0]["reference"]].name == str(wav)
+    assert tables.references[rows[0]["reference"]].name == wav.name  # no machine's path
     assert rows[1]["audio_codes"] == codes.tolist()  # taken as they are
     assert isinstance(rows[2], Skip) and "bad.wav" in rows[2].detail
     own = [codec.vector(codec.speaker_encoder(folder), each.audio) for each in (clips[0], clips[2])]
@@ -321,3 +321,38 @@ def test_codes_that_cannot_be_are_named(
         "prepare", "--dataset", path, "--out", tmp_path / "o", f"model.base={folder}", code=2
     )
     assert "no usable row" in said.output and message in " ".join(said.output.split())
+
+
+def test_a_row_is_never_its_own_reference_under_another_name(
+    folder: Path, clips: list[Clip], tmp_path: Path
+) -> None:
+    wav = tmp_path / "copy.wav"
+    sound = (clips[0].audio * 2**15).round().clip(-(2**15), 2**15 - 1) / 2**15
+    soundfile.write(wav, sound, 24_000)
+    first = replace(clips[0], audio=sound.astype(np.float32))
+    twins = [first, replace(first, id="twin"), replace(first, id="third", ref_audio=wav), clips[1]]
+    rows = prepared(folder, twins, tmp_path / "artifacts")
+    tables = references.load(tmp_path / "artifacts")
+    for row in rows:
+        heard = tables.references[row["reference"]]
+        assert heard.codes.tolist() != row["audio_codes"]
+
+
+def test_the_words_of_a_given_reference_may_come_with_any_row(
+    folder: Path, clips: list[Clip], tmp_path: Path
+) -> None:
+    wav = tmp_path / "ref.wav"
+    soundfile.write(wav, speech("nine ten", 24_000), 24_000)
+    some = [replace(clips[0], ref_audio=wav), replace(clips[1], ref_audio=wav, ref_text="nine ten")]
+    rows = prepared(folder, some, tmp_path / "artifacts")
+    assert [row["ref_text"] for row in rows] == ["nine ten"] * 2
+
+
+def test_a_base_in_a_relative_folder_is_the_same_from_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert Options(base=folder.name).base == str(folder)
+    assert Options(base="a/b").base == "a/b"
+    more = Options(new_languages={"norwegian": "german", "hausa": "english"})
+    assert more.tags == (("hausa", "english"), ("norwegian", "german"))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from sheen_cli import (
     Audio,
@@ -92,10 +92,17 @@ class Options(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     repetition_penalty: PositiveFloat = 1.05
 
+    @field_validator("base")
+    @classmethod
+    def _whole_path(cls, value: str) -> str:
+        """A folder is meant wherever the recipe is read again: elsewhere it could be a Hub id."""
+        folder = Path(value).expanduser()
+        return str(folder.resolve()) if folder.is_dir() else value
+
     @property
     def tags(self) -> tuple[tuple[str, str], ...]:
-        """The new languages, as they can be hashed."""
-        return tuple(self.new_languages.items())
+        """The new languages, in an order of their own: each takes a row by its place."""
+        return tuple(sorted(self.new_languages.items()))
 
 
 @hookimpl
@@ -159,7 +166,7 @@ def prepare(
             yield Skip("unknown-voice", f"no training clip of '{name}' is long enough")
         elif codec.constant(codes):
             yield Skip("constant-codes", "the codec hears the same in every frame")
-        elif isinstance(heard := found.of(clip), Skip):
+        elif isinstance(heard := found.of(clip, codes), Skip):
             yield heard
         else:
             told.note(clip, heard)
@@ -182,7 +189,7 @@ def collate(
     from sheen_qwen3_tts import base, batches, references
 
     forms = batches.drawn(seed, len(rows), recipe.model)
-    own = base.read(base.local(recipe.model.base), recipe.model.tags)
+    own = base.read(place(recipe, artifacts), recipe.model.tags)
     tables = references.load(artifacts)
     return batches.collate(own, rows, forms, tables, seed, recipe.model.subtalker_frames)
 
@@ -194,8 +201,16 @@ def load(recipe: Recipe[Options], checkpoint: Path | None) -> "Speech":
 
     kind = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     speech = opened(recipe, checkpoint, kind)
-    speech.talker.to(kind)
+    for parameter in speech.talker.parameters():  # not its buffers: rotary angles need float32
+        parameter.data = parameter.data.to(kind)
     return speech
+
+
+def place(recipe: Recipe[Options], artifacts: Path) -> Path:
+    """The folder of the base that rows or a checkpoint with these artifacts were made with."""
+    from sheen_qwen3_tts import base, codec
+
+    return base.local(recipe.model.base, codec.revision(artifacts))
 
 
 def opened(recipe: Recipe[Options], checkpoint: Path | None, kind: Any) -> "Speech":
@@ -211,7 +226,8 @@ def opened(recipe: Recipe[Options], checkpoint: Path | None, kind: Any) -> "Spee
     voices = saved.load_voices(checkpoint / "artifacts")
     if not (checkpoint / saved.ADAPTER).is_file():
         return model.load(checkpoint, voices, options.attention, kind, options.tags)
-    speech = model.load(base.local(options.base), voices, options.attention, kind, options.tags)
+    folder = place(recipe, checkpoint / "artifacts")
+    speech = model.load(folder, voices, options.attention, kind, options.tags)
     names = adapted(speech, recipe)
     saved.load_adapter(speech, checkpoint, set(names))
     return speech
@@ -266,10 +282,12 @@ def train(recipe: Recipe[Options], run: Run) -> None:
     from sheen_qwen3_tts import checkpoint as saved
 
     options = recipe.model
-    codec.check(base.local(options.base), run.artifacts, str(run.rows.path.parent))
+    folder = place(recipe, run.artifacts)
+    codec.check(folder, run.artifacts, str(run.rows.path.parent))
     speech = opened(recipe, run.resume, adapters.kept(recipe)) if run.resume else begun(recipe, run)
     # what is saved takes its other files from the base: a checkpoint may be rotated away
-    speech.base = base.read(base.local(options.base), options.tags)
+    speech.base = base.read(folder, options.tags)
+    speech.to(run.accelerator.device)  # before modules are chosen by where they are
     if options.lora is None:
         adapters.freeze(speech, options.freeze)
         adapters.masters(speech)
@@ -289,12 +307,13 @@ def train(recipe: Recipe[Options], run: Run) -> None:
 
 def begun(recipe: Recipe[Options], run: Run) -> "Speech":
     """The base with the run's voices, looked at and, where the recipe wants that, adapted."""
-    from sheen_qwen3_tts import adapters, base, model, preflight
+    from sheen_qwen3_tts import adapters, model, preflight
     from sheen_qwen3_tts import checkpoint as saved
 
     options, voices = recipe.model, saved.load_voices(run.artifacts)
     kind = adapters.kept(recipe)
-    speech = model.load(base.local(options.base), voices, options.attention, kind, options.tags)
+    folder = place(recipe, run.artifacts)
+    speech = model.load(folder, voices, options.attention, kind, options.tags)
     if options.preflight:
         some = run.rows[: min(len(run.rows), recipe.train.batch_size)]
         speech.to(run.accelerator.device)

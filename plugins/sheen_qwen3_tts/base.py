@@ -115,9 +115,11 @@ def extended(base: Base, new: Mapping[str, str]) -> Base:
     return replace(base, config={**base.config, "talker_config": talker}, added=added)
 
 
-def local(place: str) -> Path:
+@cache
+def local(place: str, revision: str | None = None) -> Path:
     """The folder of a base given as a folder or a Hub id, which is downloaded once: the text
-    tokenizer depends on where its files lie. Raises SheenError.
+    tokenizer depends on where its files lie. `revision` is the commit that rows or a checkpoint
+    were made with; without one the newest is asked for, once a process. Raises SheenError.
     """
     if Path(place).is_dir():
         return Path(place).resolve()
@@ -127,13 +129,18 @@ def local(place: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(place))
+        return Path(snapshot_download(place, revision=revision))
     except LocalEntryNotFoundError as error:
         raise SheenError(
             f"model.base={place} is not on this machine and cannot be downloaded now: {error}"
         ) from None
     except HfHubHTTPError as error:
         raise SheenError(f"model.base={place} cannot be downloaded: {error}") from None
+
+
+def commit(folder: Path) -> str | None:
+    """The Hub's commit that a folder of its cache holds; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def shards(folder: Path) -> list[str]:

@@ -91,8 +91,7 @@ class Trial:
 
     def placed(self, saved: Path | None) -> Speech:
         """Our model of the base, or of a checkpoint, in float32 and not training."""
-        speech = plugin.load(self.recipe, saved)
-        return speech.float().to(self.device).eval()
+        return plugin.opened(self.recipe, saved, torch.float32).to(self.device).eval()
 
     def wrapper(self, folder: Path) -> Any:
         """The stock package's model of a folder."""

@@ -7,6 +7,7 @@ the speaker encoder's pooling knows no lengths.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from sheen_cli import Clip, SheenError
 from sheen_qwen3_tts import stock
-from sheen_qwen3_tts.base import Base
+from sheen_qwen3_tts.base import Base, commit
 
 RATE, FRAME = 24_000, 1_920  # Hz; samples of a frame
 WINDOW = 256  # clips that are sorted by length before they are cut into batches
@@ -46,7 +47,18 @@ def encode(codec: Any, audio: np.ndarray) -> Tensor:
     return encode_all(codec, [audio])[0]
 
 
-@torch.inference_mode()
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Float32 all through: no autocast of a training around, no TF32 in a GPU's convolutions."""
+    with (
+        torch.inference_mode(),
+        torch.autocast(device(), enabled=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        yield
+
+
+@exactly()
 def encode_all(codec: Any, sounds: Sequence[np.ndarray]) -> list[Tensor]:
     """Several sounds in one batch. Each is filled up to whole frames first, which keeps what the
     batch pads it with out of its last frame.
@@ -90,7 +102,7 @@ def of(codec: Any, clip: Clip) -> Tensor:
     return encode(codec, clip.audio) if clip.codes is None else torch.from_numpy(clip.codes)
 
 
-@torch.inference_mode()
+@exactly()
 def decode(codec: Any, codes: Tensor, reference: Tensor | None = None) -> np.ndarray:
     """Codes (t, groups) -> sound (t * 1920,); after a reference's codes, whose sound is cut off."""
     before = 0 if reference is None else len(reference)
@@ -127,7 +139,7 @@ def speaker_encoder(base_folder: Path) -> nn.Module:
     return frozen
 
 
-@torch.inference_mode()
+@exactly()
 def vector(encoder: nn.Module, audio: np.ndarray) -> Tensor:
     """The voice of a clip (n,) at 24 kHz as a vector (hidden,), as the stock package has it."""
     from qwen_tts.core.models.modeling_qwen3_tts import mel_spectrogram
@@ -163,8 +175,17 @@ def note(folder: Path, artifacts: Path) -> None:
     """Write down which codec made the codes: other weights mean other codes, and so may another
     transformers.
     """
-    facts = {"sha256": weights(folder), "transformers": version("transformers"), "frame": FRAME}
+    facts = {
+        "sha256": weights(folder), "transformers": version("transformers"), "frame": FRAME,
+        "device": device(), "base_revision": commit(folder),
+    }  # fmt: skip
     (artifacts / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
+
+
+def revision(artifacts: Path) -> str | None:
+    """The commit of the base that rows were made with, if it came from the Hub."""
+    path = artifacts / FACTS
+    return json.loads(path.read_text("utf-8"))["base_revision"] if path.is_file() else None
 
 
 def check(folder: Path, artifacts: Path, data: str) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sheen_cli import Recipe, SheenError, __version__
-from sheen_qwen3_tts import adapters, base, stock, weights
+from sheen_qwen3_tts import adapters, base, codec, stock, weights
 from sheen_qwen3_tts import checkpoint as saved
 from sheen_qwen3_tts.checkpoint import ADAPTER, ENCODER
 from sheen_qwen3_tts.model import LANGUAGES
@@ -136,7 +136,7 @@ class Source:
             return cls(recipe, checkpoint, checkpoint, Weights(checkpoint), voices)
         if lora is None:
             raise SheenError(f"{checkpoint} holds an adapter, but its recipe has no model.lora")
-        folder = base.local(recipe.model.base)
+        folder = base.local(recipe.model.base, codec.revision(checkpoint / "artifacts"))
         added = base.read(folder, recipe.model.tags).added
         merged = Merged(Weights(folder), checkpoint / ADAPTER, lora, added)
         return cls(recipe, checkpoint, folder, merged, voices)

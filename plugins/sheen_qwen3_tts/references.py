@@ -1,14 +1,14 @@
 """Whose voice a row is in: one vector a speaker, the mean over clips, and some recordings of each
 speaker as the references that cloning goes by.
 
-It lies in the data's artifacts: voices.safetensors, references.safetensors, references.jsonl.
+It lies in the data's artifacts: the voices, and in `training` the references.
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from heapq import heappush, heappushpop
 from pathlib import Path
@@ -24,7 +24,8 @@ from sheen_qwen3_tts import codec
 from sheen_qwen3_tts.base import Base
 from sheen_qwen3_tts.checkpoint import VOICES, load_voices, save_voices
 
-TENSORS, TEXTS = "references.safetensors", "references.jsonl"
+# in the artifacts' folder `training`, which no upload takes along: they are people's recordings
+TENSORS, TEXTS = "training/references.safetensors", "training/references.jsonl"
 MOST = 8  # references of a speaker
 GOOD, LONGEST = (3.0, 10.0), 15.0  # seconds: what is taken first, and what is not taken at all
 GIVEN = 60.0  # seconds that a given one may last
@@ -66,6 +67,8 @@ class Speaker:
         if len(self.best) == MOST and (-off, chance) < self.best[0][:2]:
             return
         codes = codec.of(spoken, clip)
+        if codec.constant(codes):
+            return
         entry = (-off, chance, Heard(clip.id, vector, codes, clip.text, clip.path))
         (heappush if len(self.best) < MOST else heappushpop)(self.best, entry)
 
@@ -86,11 +89,18 @@ class Found:
         given = [heard for heard in self.given.values() if isinstance(heard, Heard)]
         return [*(heard for some in self.chosen.values() for heard in some), *given]
 
-    def of(self, clip: Clip) -> Heard | Skip | None:
-        """The reference of a clip: the given one, else another clip of the speaker."""
-        if clip.ref_audio is not None and clip.ref_audio != clip.path:
-            return self.given[clip.ref_audio]
-        others = [heard for heard in self.chosen[voice_of(clip.speaker)] if heard.name != clip.id]
+    def of(self, clip: Clip, codes: Tensor) -> Heard | Skip | None:
+        """The reference of a clip: the given one, else another clip of the speaker; never the same
+        recording, under whatever name, which would teach to copy.
+        """
+        given = self.given.get(clip.ref_audio) if clip.ref_audio else None
+        if given is not None and not (isinstance(given, Heard) and torch.equal(given.codes, codes)):
+            return given
+        others = [
+            heard
+            for heard in self.chosen[voice_of(clip.speaker)]
+            if heard.name != clip.id and not torch.equal(heard.codes, codes)
+        ]
         digest = hashlib.sha256(clip.id.encode()).digest()
         return others[digest[0] % len(others)] if others else None
 
@@ -106,10 +116,12 @@ def gather(clips: Iterable[Clip], encoder: nn.Module, spoken: Any) -> Found:
     given: dict[Path, Heard | Skip] = {}
     served: dict[Path, set[str]] = {}
     for clip in clips:
-        if clip.ref_audio is not None:
+        if clip.ref_audio is not None and clip.ref_audio != clip.path:
             served.setdefault(clip.ref_audio, set()).add(voice_of(clip.speaker))
             if clip.ref_audio not in given:
                 given[clip.ref_audio] = recording(clip.ref_audio, clip.ref_text, encoder, spoken)
+            elif clip.ref_text and isinstance(known := given[clip.ref_audio], Heard):
+                given[clip.ref_audio] = replace(known, text=known.text or clip.ref_text)
         if clip.split not in (None, "train"):
             continue
         speaker = speakers.setdefault(voice_of(clip.speaker), Speaker(torch.zeros(())))
@@ -117,7 +129,7 @@ def gather(clips: Iterable[Clip], encoder: nn.Module, spoken: Any) -> Found:
             vector = codec.vector(encoder, clip.audio)
             speaker.hear(vector)
             speaker.offer(clip, vector, spoken)
-        elif clip.ref_audio is not None and isinstance(ref := given[clip.ref_audio], Heard):
+        elif clip.ref_audio and isinstance(ref := given.get(clip.ref_audio), Heard):
             speaker.hear(ref.vector)
     heard = {name: each for name, each in sorted(speakers.items()) if each.count}
     return Found(
@@ -160,8 +172,13 @@ def save(found: Found, artifacts: Path) -> None:
         "codes": torch.cat([each.codes for each in heard]).to(torch.int16).cpu(),
         "frames": torch.tensor([len(each.codes) for each in heard]),
     }
+    (artifacts / TENSORS).parent.mkdir()
     save_file(tensors, artifacts / TENSORS)
-    lines = [json.dumps({"name": each.name, "text": each.text}) + "\n" for each in heard]
+    names = [each.name if each.path is None else each.path.name for each in heard]
+    lines = [
+        json.dumps({"name": name, "text": each.text}) + "\n"
+        for name, each in zip(names, heard, strict=True)
+    ]
     (artifacts / TEXTS).write_text("".join(lines), "utf-8")
 
 
