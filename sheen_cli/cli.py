@@ -30,7 +30,9 @@ class Commands(TyperGroup):
             console.error(f"error: {error.filename or ''}: {error.strerror or error}")
             ctx.exit(5 if error.errno in DISK else 2)
         except KeyboardInterrupt:
-            console.say("stopped; what was finished is kept (train goes on with --resume)")
+            more = " (--resume goes on from the run's last checkpoint)"
+            training = ctx.invoked_subcommand == "train"
+            console.say(f"stopped; what was finished is kept{more if training else ''}")
             ctx.exit(130)
 
 
@@ -305,6 +307,8 @@ def synth(
     sentences = synthesis.texts(text, text_file, piped)
     paths = synthesis.numbered(out, len(sentences))
     recording = reference.read(ref, ref_text, reference.in_context(icl, x_vector))
+    if recording and speaker:
+        raise SheenError(f"--ref and --speaker {speaker} are two voices: give one of them")
     voice = synthesis.Voice(*places.chosen(arguments or [], recipe, DEFAULT))
     defaults = voice.recipe.synth
     seed = defaults.seed if seed is None else seed

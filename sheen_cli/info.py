@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def describe_rows(path: Path) -> dict[str, Any]:
             frames.append(len(array))
             ends = list(zip(array.min(0).tolist(), array.max(0).tolist(), strict=True))
             books = [
-                (min(a, c), max(b, d)) for (a, b), (c, d) in zip(books or ends, ends, strict=False)
+                (min(a, c), max(b, d))
+                for (a, b), (c, d) in zip_longest(books, ends, fillvalue=(2**63, -1))
             ]
     seconds = table.seconds if table.seconds.any() else None  # files of others may not say them
     return {

@@ -59,6 +59,10 @@ def data_for(data: Path, dataset: str | None) -> tuple[Path, str | None]:
     """The folder of prepared data and the data set to make it from, where --data may be a file:
     rows that sheen prepared, or somebody's .jsonl, which is prepared in data/STEM.
     """
+    if not data.exists() and data.suffix == ".jsonl":
+        raise SheenError(f"--data {data}: no such file")
+    if (data / "run.json").is_file():
+        raise SheenError(f"--data {data} is a run, not prepared data; go on with it by --resume")
     if not data.is_file():
         return data, dataset
     if (data.parent / rows.MANIFEST).is_file() and data.name in NAMES:

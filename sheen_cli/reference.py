@@ -46,6 +46,8 @@ def read(file: Path | None, text: str | None, in_context: bool | None) -> Record
         return None
     if not file.is_file():
         raise SheenError(f"--ref {file}: no such file")
+    if text is not None and in_context is False:
+        raise SheenError("--ref-text is for --icl; --x-vector takes the voice alone: give one")
     beside = file.with_suffix(".txt")
     if text is None and beside.is_file():
         text = words(beside)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from sheen_cli import SheenError, checkpoints
 from sheen_cli.babble import speech
+from sheen_cli.backbones import resolve
 from sheen_cli.rows import Rows
 from sheen_cli.synthesis import Voice
 from sheen_cli.testing import contract
@@ -271,3 +272,31 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     weights = checkpoint.ADAPTER if name == "lora" else "model.safetensors"
     one, two = (load_file(run / "last" / weights) for run in (killed, whole))
     assert one.keys() == two.keys() and all(torch.equal(one[each], two[each]) for each in one)
+
+
+def test_two_wishes_that_contradict_each_other_are_refused(home: Path, tmp_path: Path) -> None:
+    wav = home / "two.wav"
+    soundfile.write(wav, speech("nine ten", 24_000), 24_000)
+    said = sheen("synth", home / "lora", "--text", "one", "--ref", wav, "--speaker", "anna", code=2)
+    assert "--ref and --speaker anna are two voices" in said.output
+    flags = ["--ref", wav, "--x-vector", "--ref-text", "nine ten"]
+    said = sheen("synth", home / "lora", "--text", "one", *flags, code=2)
+    assert "--ref-text is for --icl" in said.output
+    train = ["train", "--recipe", "qwen3tts-lora", "--data", home / "data", "--out", tmp_path / "x"]
+    said = sheen(*train, "model.freeze=[model.layers.*]", code=2)
+    assert "freeze has no effect with lora" in said.output
+    assert "x.jsonl: no such file" in sheen("train", "--data", tmp_path / "x.jsonl", code=2).output
+    assert "lora is a run" in sheen("train", "--data", home / "lora", code=2).output
+
+
+def test_a_gpu_speaks_in_bfloat16_with_exact_rotary_angles(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is computed here: only what `load` does where it finds a GPU is looked at."""
+    recipe, backbone = resolve("qwen3tts-lora", [f"model.base={home / 'base'}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        speaking = backbone.hook.load(recipe=recipe, checkpoint=(home / "lora" / "best").resolve())
+    assert {each.dtype for each in speaking.talker.parameters()} == {torch.bfloat16}
+    angles = [value for name, value in speaking.named_buffers() if name.endswith("inv_freq")]
+    assert angles and all(each.dtype == torch.float32 for each in angles)

@@ -124,3 +124,12 @@ def test_a_whole_run_goes_on_after_the_checkpoint_that_it_resumed_from_is_gone(h
     assert "hausa" in config["codec_language_id"]
     sheen("synth", home / "full", "--language", "hausa", "--text", "uku", "-o", home / "x.wav",
           "--max-seconds", "0.5")  # fmt: skip
+
+
+def test_what_is_said_of_new_languages_that_teach_nothing(home: Path, tmp_path: Path) -> None:
+    new = "model.new_languages={norwegian: german, english: german}"
+    said = sheen("prepare", "--recipe", "qwen3tts-lora", "--dataset", home / "set", "--out",
+                 tmp_path / "data", f"model.base={home / 'base'}", new)  # fmt: skip
+    said = " ".join(said.output.split())
+    assert "no row is of 'norwegian', so its tag learns nothing" in said
+    assert "the base has 'english' already" in said

@@ -99,6 +99,13 @@ class Options(Section):
         folder = Path(value).expanduser()
         return str(folder.resolve()) if folder.is_dir() else value
 
+    @model_validator(mode="after")
+    def _nothing_left_to_freeze(self) -> "Options":
+        default = type(self).model_fields["freeze"].default
+        if self.lora is not None and self.freeze != default:
+            raise ValueError("freeze has no effect with lora, beside which all else is frozen")
+        return self
+
     @property
     def tags(self) -> tuple[tuple[str, str], ...]:
         """The new languages, in an order of their own: each takes a row by its place."""
@@ -158,7 +165,8 @@ def prepare(
     codec.note(folder, artifacts)
     numbers = {name: number for number, name in enumerate(found.voices)}
     places = {heard.name: number for number, heard in enumerate(found.all)}
-    told = references.Notices(base.read(folder, recipe.model.tags), found)
+    tags = recipe.model.tags
+    told = references.Notices(base.read(folder, tags), found, dict(tags))
     budget = recipe.model.encode_seconds if codec.device() == "cuda" else 0.0
     for clip, codes in codec.encoded(spoken, clips, budget):
         name, heard = references.voice_of(clip.speaker), None

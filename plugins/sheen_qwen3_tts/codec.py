@@ -185,7 +185,7 @@ def note(folder: Path, artifacts: Path) -> None:
 def revision(artifacts: Path) -> str | None:
     """The commit of the base that rows were made with, if it came from the Hub."""
     path = artifacts / FACTS
-    return json.loads(path.read_text("utf-8"))["base_revision"] if path.is_file() else None
+    return json.loads(path.read_text("utf-8")).get("base_revision") if path.is_file() else None
 
 
 def check(folder: Path, artifacts: Path, data: str) -> None:

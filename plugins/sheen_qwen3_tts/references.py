@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sheen_cli import Clip, Rejected, Skip, load_audio
 from sheen_qwen3_tts import codec
-from sheen_qwen3_tts.base import Base
+from sheen_qwen3_tts.base import Base, spelt_out
 from sheen_qwen3_tts.checkpoint import VOICES, load_voices, save_voices
 
 # in the artifacts' folder `training`, which no upload takes along: they are people's recordings
@@ -211,8 +211,9 @@ def frames(codes: Tensor | np.ndarray) -> tuple[tuple[int, ...], ...]:
 class Notices:
     """What is worth saying of a data set once it is done."""
 
-    def __init__(self, base: Base, found: Found) -> None:
-        self.base, self.found = base, found
+    def __init__(self, base: Base, found: Found, new: Iterable[str]) -> None:
+        self.base, self.found, self.new = base, found, tuple(map(spelt_out, new))
+        self.heard: Counter[str] = Counter()
         self.rows = self.lonely = self.mute = 0
         self.unknown: Counter[str] = Counter()
 
@@ -220,10 +221,16 @@ class Notices:
         self.rows += 1
         self.lonely += heard is None
         self.mute += heard is not None and not heard.text
+        self.heard[spelt_out(clip.language or "")] += 1
         if clip.language and not self.base.knows(clip.language):
             self.unknown[clip.language] += 1
 
     def lines(self) -> Iterator[str]:
+        for name in self.new:
+            if name not in self.base.added:
+                yield f"model.new_languages: the base has '{name}' already; nothing is added"
+            elif not self.heard[name]:
+                yield f"model.new_languages: no row is of '{name}', so its tag learns nothing"
         for name, count in sorted(self.unknown.items()):
             yield (
                 f"{count} of {self.rows} rows are of the language '{name}', which the base lacks: "
