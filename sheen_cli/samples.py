@@ -44,7 +44,7 @@ def speak(run: "Run", model: nn.Module, step: int) -> None:
         console.warn(f"no samples of step {step}: {type(error).__name__}: {first}")
         return
     ended = sum(facts["stop"] == "end" for facts in report)
-    console.say(f"step {step}: {len(report)} samples in {folder}, {ended} ended by themselves")
+    console.say(f"step {step}: samples in {folder}, {ended} of {len(report)} with an end")
 
 
 def wanted(run: "Run") -> list[Request]:
