@@ -42,12 +42,7 @@ def write(folder: Path, count: int) -> None:
     codec = Qwen3TTSTokenizerV2Model(
         Qwen3TTSTokenizerV2Config(decoder_config={**small, "codebook_dim": 16})
     )
-    with torch.no_grad():  # codebooks of zeros would make all codes equal
-        for name, tensor in [*codec.named_parameters(), *codec.named_buffers()]:
-            if name.endswith(("embed_sum", "embedding_sum")):
-                tensor.normal_()
-            elif name.endswith("cluster_usage"):
-                tensor.fill_(1.0)
+    miniature.fill(codec)
     codec.save_pretrained(place)
     lines = []
     for number, seconds in enumerate(lengths(count)):

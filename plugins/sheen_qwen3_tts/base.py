@@ -73,16 +73,20 @@ class Base:
 
     def free(self) -> list[int]:
         """Rows of the codec table that mean nothing yet, the last first."""
-        talker = self.talker
-        taken = {value for value in talker.values() if isinstance(value, int)}  # control ids, too
-        taken |= {*self.languages.values(), *self.voices.values()}
-        vocabulary = talker["vocab_size"]
-        return [
-            row for row in reversed(range(vocabulary - CONTROL, vocabulary)) if row not in taken
-        ]
+        return free_rows(self.config)[::-1]
 
 
 CONTROL = 1024  # rows at the end of the codec table that are no audio
+
+
+def free_rows(config: Mapping[str, Any]) -> list[int]:
+    """Rows of the codec table that neither a code, a control, a language nor a voice has."""
+    talker = config["talker_config"]
+    controls = [value for key, value in talker.items() if key.startswith("codec_")]
+    taken = {value for value in controls if isinstance(value, int)}
+    taken |= {*(talker["codec_language_id"] or {}).values(), *(talker["spk_id"] or {}).values()}
+    size, codes = talker["vocab_size"], talker["code_predictor_config"]["vocab_size"]
+    return [row for row in range(max(codes, size - CONTROL), size) if row not in taken]
 
 
 def spelt_out(language: str) -> str:

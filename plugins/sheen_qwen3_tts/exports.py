@@ -183,17 +183,11 @@ class Source:
 
 
 def free_rows(config: Mapping[str, Any]) -> list[int]:
-    """Rows of the codec table that neither a code, a control, a language nor a voice has; those
-    first that the other tools take first, which on the released checkpoints begin at 3000.
+    """Free rows of the codec table, those first that the other tools take first, which on the
+    released checkpoints begin at 3000.
     """
-    talker = config["talker_config"]
-    size = talker["vocab_size"]
-    controls = [value for key, value in talker.items() if key.startswith("codec_")]
-    taken = {value for value in controls if isinstance(value, int)}
-    taken |= {*(talker["codec_language_id"] or {}).values(), *(talker["spk_id"] or {}).values()}
-    order = [*range(size - 72, size), *range(size - 73, size - 1025, -1)]
-    codes = talker["code_predictor_config"]["vocab_size"]
-    return [row for row in order if row >= codes and row not in taken]
+    free, first = base.free_rows(config), config["talker_config"]["vocab_size"] - 72
+    return [row for row in free if row >= first] + [row for row in free[::-1] if row < first]
 
 
 # --- whole folders --------------------------------------------------------------------------------

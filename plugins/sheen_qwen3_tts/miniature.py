@@ -126,7 +126,6 @@ def model_values(added: dict[str, int]) -> dict[str, Any]:
 
 def write_codec(folder: Path) -> None:
     """A 12 Hz codec of random weights."""
-    import torch
     from qwen_tts.core import Qwen3TTSTokenizerV2Config, Qwen3TTSTokenizerV2Model
     from transformers import EncodecFeatureExtractor
 
@@ -151,18 +150,25 @@ def write_codec(folder: Path) -> None:
         decode_upsample_rate=1_920,
     )  # fmt: skip
     codec = Qwen3TTSTokenizerV2Model(config)
-    with torch.no_grad():  # codebooks of zeros would make all codes equal
-        for name, tensor in [*codec.named_parameters(), *codec.named_buffers()]:
-            if name.endswith(("embed_sum", "embedding_sum")):
-                tensor.normal_()
-            elif name.endswith("cluster_usage"):
-                tensor.fill_(1.0)
+    fill(codec)
     loudly(codec)
     codec.save_pretrained(folder)
     EncodecFeatureExtractor(
         feature_size=1, sampling_rate=24_000, padding_value=0.0, padding_side="right",
         return_attention_mask=True,
     ).save_pretrained(folder)  # fmt: skip
+
+
+def fill(codec: Any) -> None:
+    """Put noise into a codec's codebooks: those of zeros would make all codes equal."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in [*codec.named_parameters(), *codec.named_buffers()]:
+            if name.endswith(("embed_sum", "embedding_sum")):
+                tensor.normal_()
+            elif name.endswith("cluster_usage"):
+                tensor.fill_(1.0)
 
 
 def loudly(codec: Any) -> None:
