@@ -567,7 +567,7 @@ def test_a_model_that_is_being_trained_in_bf16_speaks(
         "model.preflight=false", "model.selftest=true", "log.samples=0",
         "log.sentences=[one two]", "synth.max_seconds=0.5", "train.validate_every=1",
     ).output  # fmt: skip
-    assert "1 samples in" in said and "no samples of step" not in said
+    assert "step 1: samples in" in said and "no samples of step" not in said
     run = caught(home, *KINDS["full" if kind == "full" else "lora, all"], precision="bf16")
     with torch.no_grad(), run.accelerator.autocast():
         request = Request("one two", greedy=True, max_seconds=0.5, speaker="anna")
