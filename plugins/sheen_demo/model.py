@@ -54,13 +54,16 @@ class AcousticModel(nn.Module):
     def trunk_states(
         self, rows: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        """Hidden states (B, n, hidden). The mask is explicit: positions that do not rise by one
-        would otherwise be read by transformers as several packed sequences.
+        """Hidden states (B, n, hidden) of the last n of the rows that `mask` (B, m) covers. Which
+        earlier row each may look at is spelt out: transformers would read positions that do not
+        rise by one as several packed sequences, and takes longer over it than a small model.
         """
+        seen = torch.ones(rows.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)
+        seen = seen.tril(mask.shape[1] - rows.shape[1]) & mask[:, None, None].bool()
         states: Tensor = self.trunk(
             inputs_embeds=self.dropout(rows),
             position_ids=positions,
-            attention_mask=mask,
+            attention_mask=seen,
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
