@@ -84,6 +84,25 @@ def check(voice: Voice, given: Mapping[str, Any]) -> None:
         )
 
 
+def asked(
+    voice: Voice,
+    sentences: Sequence[str],
+    manner: Mapping[str, Any],
+    seed: int | None = None,
+    greedy: bool | None = None,
+    max_seconds: float | None = None,
+) -> list[Request]:
+    """A request a sentence; None leaves a value to the voice's recipe. `manner` has the rest of a
+    Request's fields. Raises SheenError for a part of it that the backbone does not heed.
+    """
+    check(voice, manner)
+    defaults = voice.recipe.synth
+    seed = defaults.seed if seed is None else seed
+    greedy = defaults.greedy if greedy is None else greedy
+    limit = defaults.max_seconds if max_seconds is None else max_seconds
+    return [Request(sentence, seed, greedy, limit, **manner) for sentence in sentences]
+
+
 def figures(speech: Audio) -> dict[str, Any]:
     """What can be said of an output without hearing it."""
     samples = speech.samples if len(speech.samples) else np.zeros(1, np.float32)
