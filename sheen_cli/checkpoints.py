@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,31 @@ def resolve(path: Path) -> Path:
     anything else, and for one in which as much as a bit of what is about to be read has changed.
     """
     if not path.exists():
-        there = ", ".join(each.name for each in listed(path.parent)) if path.parent.is_dir() else ""
-        raise SheenError(f"no checkpoint at {path}" + (f"; there are {there}" if there else ""))
+        near = nearest(path)
+        hint = f"; did you mean {near}?" if near else ""
+        if there := ", ".join(each.name for each in listed(path.parent)):
+            hint = f"; there are {there}"
+        raise SheenError(f"no checkpoint at {path}{hint}")
     if not (path / MANIFEST).is_file() and (path / "best").exists():
         path = path / "best"
     if problem := check(path, state=False):
         raise SheenError(f"{path} is not a usable checkpoint: {problem}{instead(path)}")
     return path.resolve()
+
+
+def nearest(path: Path) -> Path | None:
+    """What there is instead of a missing path: the names most like its own; None where one of them
+    is like no other.
+    """
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if not (found / part).exists():
+            names = [each.name for each in found.glob("*")]
+            part = next(iter(get_close_matches(part, names, 1)), "")
+        if not part:
+            return None
+        found /= part
+    return found
 
 
 def instead(path: Path) -> str:

@@ -54,6 +54,8 @@ def found(name: str) -> Path | str:
         )
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or path.parent.is_dir():
         return path  # whose absence is said along with what lies near it
+    if near := checkpoints.nearest(path):  # the Hub, if it does not answer, takes half a minute
+        console.say(f"{name} is no folder here; did you mean {near}? Asking the Hub for it")
     return pulled(name) or name
 
 

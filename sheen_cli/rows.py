@@ -11,6 +11,7 @@ import os
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,9 @@ def index_path(path: Path) -> Path:
     return path.with_name(path.name + ".idx")
 
 
-def read_index(path: Path) -> np.ndarray:
+def read_index(path: Path, keep: bool = True) -> np.ndarray:
     """The rows file's index, rebuilt where it is missing, older than the rows or of another
-    length.
+    length, and then written beside it if it is to `keep`.
     """
     beside, size = index_path(path), path.stat().st_size
     if beside.is_file() and beside.stat().st_mtime_ns >= path.stat().st_mtime_ns:
@@ -82,10 +83,10 @@ def read_index(path: Path) -> np.ndarray:
                     raise SheenError(f"{path}:{number}: duration is {seconds!r}, not a number")
                 entries.append((offset, len(line), zlib.crc32(line), float(seconds)))
             offset += len(line)
-    try:
-        return write_index(path, entries)
-    except OSError:  # a read-only folder: the index is only a convenience
-        return np.array(entries, INDEX)
+    if keep:
+        with suppress(OSError):  # a read-only folder: the index is only a convenience
+            return write_index(path, entries)
+    return np.array(entries, INDEX)
 
 
 def parse(line: bytes, path: Path, number: int) -> Row:
@@ -100,12 +101,14 @@ def parse(line: bytes, path: Path, number: int) -> Row:
 
 class Rows(Sequence[Row]):
     """A rows file by position. Each process opens its own handle; `codebooks` (sizes) bounds the
-    codes.
+    codes. With `keep`, an index is left beside the file for the next time.
     """
 
-    def __init__(self, path: Path, codebooks: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, path: Path, codebooks: tuple[int, ...] | None = None, keep: bool = True
+    ) -> None:
         self.path, self.codebooks = path, codebooks
-        self.table = read_index(path)
+        self.table = read_index(path, keep)
         self._stream: Any = None
         self._owner = 0  # the process that opened the stream
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,8 +424,6 @@ def test_synth_takes_settings(data: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_files_of_ours_are_one_line(data: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     run = tmp_path / "run"
@@ -522,6 +521,44 @@ def test_several_texts_and_settings_that_do_not_fit(data: Path, tmp_path: Path) 
     assert "does not fit model.hidden=64" in said and len(said.splitlines()) == 1
     said = sheen(*synth, "--text", "one", "model.hiden=64", code=2).output
     assert "recipe.yaml with your settings has 1 error" in said and "'hidden'" in said
+
+
+def test_the_hub_is_not_asked_for_what_would_lie_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path, or a name in a folder that is here; what is most like it is said. The Hub is out of
+    reach here, so that whoever asks it says so.
+    """
+    for name in ("checkpoint-3", "best"):
+        (tmp_path / "runs" / "demo" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name, hint in {
+        "runs/dmo": "; did you mean runs/demo?",
+        "./rusn/demo/best": "; did you mean runs/demo/best?",
+        f"{tmp_path}/runs/demmo": f"; did you mean {tmp_path}/runs/demo?",
+        "runs/demo/bst": "; there are checkpoint-3",
+        "rnus": "; did you mean runs?",
+        "~/nothing": "",
+        "runs/zzz": "",
+        "a/b/c": "",
+    }.items():
+        said = sheen("synth", name, "--text", "one", code=2).output
+        assert said == f"error: no checkpoint at {Path(name)}{hint}\n"
+    said = sheen("synth", "rusn/demo", "--text", "one", code=2).output  # the Hub may have that
+    assert said.startswith("rusn/demo is no folder here; did you mean runs/demo? Asking the Hub")
+    assert "error: model.base=rusn/demo is not on this machine" in said
+
+
+def test_info_writes_nothing(data: Path, tmp_path: Path) -> None:
+    """Neither beside somebody's file, nor where the rows' index is lost."""
+    (tmp_path / "theirs.jsonl").write_text('{"text": "one", "duration": 1.5}\n')
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "train.jsonl.idx").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    facts = json.loads(sheen("info", tmp_path / "theirs.jsonl", "--json").stdout)
+    assert facts["rows"] == 1 and facts["seconds"]["p50"] == 1.5
+    sheen("info", tmp_path / "data")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_info_counts_what_was_refused(tmp_path: Path) -> None:

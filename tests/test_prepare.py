@@ -139,6 +139,30 @@ def test_a_broken_line_of_jsonl_is_one_reject(tmp_path: Path) -> None:
     assert "set.jsonl:2" in bad[0]["detail"] and "set.jsonl:4" in bad[2]["detail"]
 
 
+def test_an_empty_cell_is_not_called_a_missing_column(tmp_path: Path) -> None:
+    wav(tmp_path / "x.wav")
+    rows = [
+        {"audio": "x.wav", "text": "one two"},
+        {"audio": "", "text": "one"},
+        {"audio": None, "text": "one"},
+        {"audio": {"path": None, "bytes": None}, "text": "one"},
+        {"text": "one"},
+        {"audio": "x.wav", "text": None},
+        {"audio": "x.wav", "text": 12},
+        {"audio": "x.wav"},
+    ]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(prepared(tmp_path / "set.jsonl", tmp_path / "out")) == 1
+    found = [(row["reason"], row["detail"].partition(";")[0]) for row in refused(tmp_path / "out")]
+    assert found == [
+        *[("missing-audio", f"set.jsonl:{n}: the cell of audio is empty") for n in (2, 3, 4)],
+        ("missing-audio", "set.jsonl:5: no audio column"),
+        ("empty-text", "set.jsonl:6: the cell of text is empty"),
+        ("empty-text", "set.jsonl:7: text is int"),
+        ("empty-text", "set.jsonl:8: no text column"),
+    ]
+
+
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("a.wav|one\nb.wav|two\n")
     result = sheen("prepare", "--dataset", tmp_path, "--out", tmp_path / "out", *BASE, code=2)

@@ -76,11 +76,18 @@ def read(row: Mapping[str, Any], where: str, table: Table) -> Entry:
     if codes is None:
         used.discard(columns.get("audio_codes", "audio_codes"))  # kept as a column like any other
     text = values.get("text")
-    if not isinstance(text, str):
+    if "text" not in values:
         raise Rejected("empty-text", f"no text column; known names: {', '.join(ALIASES['text'])}")
+    if not isinstance(text, str):
+        empty = text is None
+        problem = "the cell of text is empty" if empty else f"text is {type(text).__name__}"
+        raise Rejected("empty-text", problem)
     extra = {key: plain(value) for key, value in row.items() if key not in used and storable(value)}
     try:
-        audio, name = sound(values.get("audio"), "audio", table)
+        if "audio" not in values:
+            names = ", ".join(ALIASES["audio"])
+            raise Rejected("missing-audio", f"no audio column; known names: {names}")
+        audio, name = sound(values["audio"], "audio", table)
     except Rejected as rejected:
         if codes is None or rejected.reason != "missing-audio":
             raise
@@ -135,8 +142,7 @@ def sound(value: Any, column: str, table: Table) -> tuple[Sound, str]:
     if isinstance(value, bytes):
         return value, ""
     if value is None or value == "":
-        names = f"known names: {', '.join(ALIASES[column])}"
-        raise Rejected(f"missing-{column.replace('_', '-')}", f"no {column} column; {names}")
+        raise Rejected(f"missing-{column.replace('_', '-')}", f"the cell of {column} is empty")
     if not isinstance(value, str):
         kind = type(value).__name__
         raise Rejected("bad-row", f"{column} is neither sound nor a file's name but {kind}")
