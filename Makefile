@@ -14,7 +14,7 @@ demo: $(READY)
 	@echo "(sheen is $(BIN)/sheen here)"
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY) lint
 	$(BIN)/python -m pytest

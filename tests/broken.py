@@ -41,6 +41,13 @@ def train(): ...
 @hookimpl
 def synth(): ...
 """
+# Computes without end where the command itself imports it. A child of the listings, which is killed
+# from outside whatever it does, need not keep a core busy until then.
+BUSY = """import os, time
+while True:
+    if os.environ["SHEEN_PLUGIN_TIMEOUT"] == "0":
+        time.sleep(0.1)
+"""
 HOOK = "from sheen_cli import hookimpl\n@hookimpl\n"
 
 
@@ -76,7 +83,7 @@ def plugins(seed: int = 0) -> list[Plugin]:
         ("metadata", None, b"[sheen]\nmetadata = \n", "names no module"),
     ]
     _, text, points, cause = random.choice(metadata)
-    hang = random.choice(["import time\ntime.sleep(600)\n", "while True: pass\n"])
+    hang = random.choice(["import time\ntime.sleep(600)\n", BUSY])
     crash = random.choice(["yield {}; 1 / 0", "return 1 / 0"])
     return [
         Plugin("import", "import nothing_of_this_name\n", "nothing_of_this_name"),

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from fakehub import FakeHub
 from pyarrow import parquet
+from warm import Warm
 
 from sheen_qwen3_tts import miniature, stock
 
@@ -40,6 +41,7 @@ sys.addaudithook(watch)
 """
 
 Sheen = Callable[..., str]
+MODULES = ("sheen_qwen3_tts.stock:load", "sheen_cli.training", "datasets", "wandb")
 
 
 def utterances() -> list[dict]:
@@ -84,21 +86,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sheen(hub: FakeHub, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Sheen:
-    """Run a command as a user does, in a process of its own, in one folder."""
+def sheen(hub: FakeHub, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sheen]:
+    """Run a command as a user does, in a process of its own, in one folder; the `fresh` one has
+    imported nothing before.
+    """
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(WATCH)
     environment = hub.env(tmp_path_factory.mktemp("cache"), TOKEN)
     environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, sys.path)])
 
-    def run(line: str) -> str:
-        words = [sys.executable, "-m", "sheen_cli", *line.split("|")]
-        out = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True)
-        assert out.returncode == 0, out.stdout + out.stderr
-        return out.stdout + out.stderr
+    with Warm(site, *MODULES, environment=environment) as warm:
 
-    return run
+        def run(line: str, fresh: bool = False) -> str:
+            words = [sys.executable if fresh else warm.python, "-m", "sheen_cli", *line.split("|")]
+            out = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True)
+            assert out.returncode == 0, out.stdout + out.stderr
+            return out.stdout + out.stderr
+
+        yield run
 
 
 def test_prepare_info_train_synth(sheen: Sheen, hub: FakeHub, folder: Path) -> None:
@@ -128,7 +134,8 @@ def test_prepare_info_train_synth(sheen: Sheen, hub: FakeHub, folder: Path) -> N
     assert rate == 24_000 and len(sound) and np.isfinite(sound).all() and np.abs(sound).max() > 0
     assert "out.wav: " in said and "real time" in said
     # what was pushed speaks, too, for somebody who has nothing but its name
-    sheen("synth|me/hausa-voice|--speaker|carlo_it|--text|Sannu.|--max-seconds|1|-o|pulled.wav")
+    speak = "synth|me/hausa-voice|--speaker|carlo_it|--text|Sannu.|--max-seconds|1|-o|pulled.wav"
+    sheen(speak, fresh=True)
     assert (folder / "pulled.wav").is_file()
 
 

@@ -5,7 +5,7 @@ a generation loop whose buffers grow and shrink.
 import json
 import shutil
 import subprocess
-import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from conftest import TINY, sheen
 from fakehub import FakeHub
 from safetensors.torch import load_file, save_file
+from warm import Warm
 
 from sheen_cli import Request, SheenError
 from sheen_cli.babble import speech
@@ -249,10 +250,10 @@ def test_it_speaks_in_bf16(home: Path, dtype: str) -> None:
 # --- the Hub --------------------------------------------------------------------------------------
 
 
-def shell(hub: FakeHub, home: Path, *arguments: object) -> Any:
-    command = [sys.executable, "-m", "sheen_cli", "synth", *map(str, arguments)]
+def shell(warm: Warm, home: Path, *arguments: object) -> Any:
+    command = [warm.python, "-m", "sheen_cli", "synth", *map(str, arguments)]
     command += ["--text", "one", "-o", str(home / "hub.wav"), "--max-seconds", "0.5"]
-    return subprocess.run(command, env=hub.env(home / "cache"), capture_output=True, text=True)
+    return subprocess.run(command, env=warm.environment, capture_output=True, text=True)
 
 
 def test_models_of_the_hub_speak(home: Path, data: Path, tmp_path: Path) -> None:
@@ -261,16 +262,20 @@ def test_models_of_the_hub_speak(home: Path, data: Path, tmp_path: Path) -> None
     pushed = tmp_path / "hub" / "models" / "me" / "voice"
     shutil.copytree(tmp_path / "run" / "best", pushed, ignore=shutil.ignore_patterns("training"))
     shutil.copytree(home / "base", tmp_path / "hub" / "models" / "me" / "base")
-    with FakeHub(tmp_path / "hub") as hub:
-        done = shell(hub, tmp_path, "me/voice")
-        assert done.returncode == 0 and "hub.wav: " in done.stdout, done.stderr
-        done = shell(hub, tmp_path, "me/base", "--ref", home / "ref.wav", "--icl")
-        assert done.returncode == 0 and "hub.wav: 6 frames, 0.48 s" in done.stdout, done.stderr
-        done = shell(hub, tmp_path, "me/nothing")
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-        assert "me/nothing is no folder here, and the Hub shows no such model" in done.stderr
-    done = shell(hub, tmp_path, "me/voice")  # the Hub is gone, the copy is here
-    assert done.returncode == 0, done.stderr
+    modules = ("sheen_demo.voice", "sheen_qwen3_tts.stock:load")
+    with ExitStack() as open_until_the_end:
+        with FakeHub(tmp_path / "hub") as hub:
+            warm = Warm(tmp_path, *modules, environment=hub.env(tmp_path / "cache"))
+            open_until_the_end.enter_context(warm)
+            done = shell(warm, tmp_path, "me/voice")
+            assert done.returncode == 0 and "hub.wav: " in done.stdout, done.stderr
+            done = shell(warm, tmp_path, "me/base", "--ref", home / "ref.wav", "--icl")
+            assert done.returncode == 0 and "hub.wav: 6 frames, 0.48 s" in done.stdout, done.stderr
+            done = shell(warm, tmp_path, "me/nothing")
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+            assert "me/nothing is no folder here, and the Hub shows no such model" in done.stderr
+        done = shell(warm, tmp_path, "me/voice")  # the Hub is gone, the copy is here
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_text_that_holds_nothing_is_refused(home: Path) -> None:

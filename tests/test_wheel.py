@@ -40,7 +40,8 @@ def test_the_wheel_in_a_clean_environment_starts_the_demo(tmp_path: Path) -> Non
         return out.stdout
 
     where = [home / "bin" / "python", "-c", "import sheen_cli; print(sheen_cli.__file__)"]
-    assert str(site) in subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout
+    out = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert str(site) in out.stdout
     assert "sheen-tts" in sheen("plugins", "list")
     small = ["model.hidden=32", "model.layers=1", "model.heads=2", "model.vocoder_rounds=2"]
     out = sheen("demo", "--max-steps", "2", "data.max_samples=300", *small)
