@@ -32,6 +32,7 @@ from sheen_cli import (
     hookimpl,
 )
 
+TINY = ("model.hidden=48", "train.max_steps=100", "train.learning_rate=0.01", "log.samples=0")
 HOOKS = ("describe", "prepare", "collate", "load", "loss", "train", "synth")
 
 
@@ -39,7 +40,8 @@ def defective(rule: str, *hooks: Callable[..., Any], **spec: Any) -> SimpleNames
     """The good backbone under another name, with some hooks replaced, or some of its spec."""
 
     def describe() -> BackboneSpec:
-        return replace(good.describe(), recipe=f"{os.environ['DEFECTS']}/{rule}.yaml", **spec)
+        recipe = f"{os.environ['DEFECTS']}/{rule}.yaml"
+        return replace(good.describe(), recipe=recipe, tiny=lambda folder: TINY, **spec)
 
     mended = {hook.__name__: hookimpl(hook) for hook in (describe, *hooks)}
     return SimpleNamespace(**{name: mended.get(name, getattr(good, name)) for name in HOOKS})

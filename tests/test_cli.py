@@ -272,7 +272,9 @@ def test_a_folder_without_metadata(tmp_path: Path) -> None:
     )
 
 
-def test_the_four_commands_from_a_shell_somewhere_else(tmp_path: Path) -> None:  # S0-6, S1-G1
+def test_the_four_commands_from_a_shell_somewhere_else(  # S0-6, S1-G1
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_folder(tmp_path / "my set", digit_sentences(16))
     home = tmp_path / "elsewhere"
     home.mkdir()
@@ -305,8 +307,9 @@ def test_the_four_commands_from_a_shell_somewhere_else(tmp_path: Path) -> None: 
         )
     assert "runs/demo/best, the newest run's best" in out.stderr
     assert all(stream.isascii() for stream in (out.stdout, out.stderr))
+    monkeypatch.chdir(home)
     for path in ("data", "runs/demo", "runs/demo/best"):
-        assert json.loads(shell("info", path, "--json", cwd=home).stdout)["backbone"] == "demo"
+        assert json.loads(sheen("info", path, "--json").stdout)["backbone"] == "demo"
 
 
 def test_synth_reads_standard_input(data: Path, tmp_path: Path) -> None:

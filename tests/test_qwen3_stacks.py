@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from stack_facts import facts
+from warm import Warm
 
 import sheen_cli
 from sheen_cli.babble import LETTER, speech
@@ -88,7 +90,14 @@ def test_the_window_of_the_codecs_attention_is_not_applied(folder: Path, tmp_pat
 # --- refusals -------------------------------------------------------------------------------------
 
 
-def refused(site: Path, **versions: str) -> str:
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Has imported our plugin, which has not looked at any version yet."""
+    with Warm(tmp_path_factory.mktemp("warm"), "sheen_qwen3_tts.stock") as started:
+        yield started
+
+
+def refused(warm: Warm, site: Path, **versions: str) -> str:
     """What loading says where these distributions are found before the installed ones."""
     for name, number in versions.items():
         info = site / f"{name}-{number}.dist-info"
@@ -97,7 +106,7 @@ def refused(site: Path, **versions: str) -> str:
             f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {number}\n"
         )
     out = subprocess.run(
-        [sys.executable, "-c", "from sheen_qwen3_tts import stock; stock.load()"],
+        [warm.python, "-c", "from sheen_qwen3_tts import stock; stock.load()"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])},
         capture_output=True, text=True,
     )  # fmt: skip
@@ -105,21 +114,21 @@ def refused(site: Path, **versions: str) -> str:
     return out.stderr
 
 
-def test_a_pair_of_versions_that_is_not_proved_is_refused(tmp_path: Path) -> None:
+def test_a_pair_of_versions_that_is_not_proved_is_refused(warm: Warm, tmp_path: Path) -> None:
     """Real metadata that is in the way: another version of what is installed."""
-    said = refused(tmp_path, **{OURS.replace("-", "_"): "0.2.0"})
+    said = refused(warm, tmp_path, **{OURS.replace("-", "_"): "0.2.0"})
     assert "Qwen3-TTS needs qwen-tts==0.1.1 with transformers==4.57.3 or qwen-tts-hf" in said
     assert f"installed: {OURS} 0.2.0, transformers {version('transformers')}. Run" in said
 
 
-def test_the_right_package_with_another_transformers_is_refused(tmp_path: Path) -> None:
-    assert f"{version(OURS)}, transformers 5.23.0" in refused(tmp_path, transformers="5.23.0")
+def test_the_right_package_with_another_transformers_is_refused(warm: Warm, tmp_path: Path) -> None:
+    assert f"{version(OURS)}, transformers 5.23.0" in refused(warm, tmp_path, transformers="5.23.0")
 
 
-def test_two_packages_of_one_import_name_are_refused(tmp_path: Path) -> None:
+def test_two_packages_of_one_import_name_are_refused(warm: Warm, tmp_path: Path) -> None:
     both = sorted(["qwen-tts", "qwen-tts-hf"])
     rival = next(name for name in both if name != OURS)
-    said = refused(tmp_path, **{rival.replace("-", "_"): "0.1.1"})
+    said = refused(warm, tmp_path, **{rival.replace("-", "_"): "0.1.1"})
     assert "qwen-tts and qwen-tts-hf are both installed and overwrite each other" in said
     assert "`pip uninstall qwen-tts qwen-tts-hf`" in said
 

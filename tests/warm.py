@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,18 +52,15 @@ class Warm:
         self.environment, self.python = environment, folder / "python"
         self.python.write_text(CLIENT.format(python=sys.executable, address=address))
         self.python.chmod(0o700)
-        command = [sys.executable, __file__, address, *modules]
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        command, pipe = [sys.executable, __file__, address, *modules], subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe)
         assert self.process.stdout is not None and self.process.stdout.readline() == b"warm\n"
 
     def __enter__(self) -> "Warm":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.process.communicate()  # the end of its input is its own
 
 
 def serve(address: str, modules: list[str]) -> NoReturn:
@@ -78,14 +76,21 @@ def serve(address: str, modules: list[str]) -> NoReturn:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(address)
         server.listen()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a keeper ended
         print("warm", flush=True)
-        while True:
+        while server in select.select([server, 0], [], [])[0]:
             client, _ = server.accept()
             if not os.fork():
                 server.close()
                 keep(client, shelf)
             client.close()
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:  # keepers that are done
+                    pass
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            sys.exit()
 
 
 def keep(client: socket.socket, shelf: list[str]) -> NoReturn:
@@ -95,7 +100,6 @@ def keep(client: socket.socket, shelf: list[str]) -> NoReturn:
     handles.frombytes(rights[0][2])
     with client.makefile() as stream:
         arguments, folder, environment = json.loads(stream.readline())
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if not (child := os.fork()):
         client.close()
         for number, handle in enumerate(handles):
