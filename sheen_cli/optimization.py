@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sheen_cli.errors import SheenError
+from sheen_cli.split_adamw import SplitAdamW
 from sheen_cli.recipe import Train
 
 
@@ -63,9 +64,9 @@ def ordered(model: nn.Module, groups: Sequence[Group]) -> tuple[list[Group], lis
     return sorted_groups, [[names.get(id(p), "?") for p in g.parameters] for g in sorted_groups]
 
 
-def adamw(groups: Sequence[Group], train: Train) -> torch.optim.AdamW:
+def adamw(groups: Sequence[Group], train: Train) -> torch.optim.Optimizer:
     """AdamW over the groups; each keeps its learning rate as a factor of the recipe's, which the
-    schedule moves.
+    schedule moves. With `train.weights=bf16` it changes the parameters' dtype.
     """
     settings = [
         {
@@ -82,9 +83,10 @@ def adamw(groups: Sequence[Group], train: Train) -> torch.optim.AdamW:
     ]
     if not settings:
         raise SheenError("the model has no trainable parameter; nothing would be learnt")
-    return torch.optim.AdamW(
-        settings, lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True
-    )
+    betas = train.beta1, train.beta2
+    if train.weights == "bf16":
+        return SplitAdamW(settings, train.learning_rate, betas)
+    return torch.optim.AdamW(settings, train.learning_rate, betas, fused=True)
 
 
 def total_steps(train: Train, steps_per_epoch: int) -> int | None:

@@ -92,6 +92,7 @@ class Train(Section):
         50  # optimizer steps whose rows are sorted by length together; 1: no sorting
     )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    weights: Literal["fp32", "bf16"] = "fp32"  # that are trained; bf16: in two halves of 16 bits
     threads: PositiveInt | Literal["auto"] | None = (
         None  # CPU threads; auto: time a few and take the fastest
     )
@@ -105,6 +106,8 @@ class Train(Section):
     def _ends(self) -> "Train":
         if self.max_steps is None and self.epochs is None and self.max_minutes is None:
             raise ValueError("nothing ends the training: set max_steps, epochs or max_minutes")
+        if self.weights == "bf16" and self.precision != "bf16":
+            raise ValueError("weights=bf16 computes in bf16: set precision=bf16 as well")
         return self
 
 

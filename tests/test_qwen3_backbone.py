@@ -41,6 +41,7 @@ SHORT = [
     "--max-steps",
     "3",
     "train.precision=fp32",
+    "train.weights=fp32",
     "train.batch_size=2",
     "log.every=1",
     "model.selftest=false",
@@ -248,7 +249,12 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     home: Path, tmp_path: Path, name: str
 ) -> None:
     train = ["train", "--recipe", f"qwen3tts-{name}", "--data", str(home / "data")]
-    train += [f"model.base={home / 'base'}", "train.precision=fp32", "train.batch_size=2"]
+    train += [
+        f"model.base={home / 'base'}",
+        "train.precision=fp32",
+        "train.weights=fp32",
+        "train.batch_size=2",
+    ]
     train += [
         "train.schedule=constant",
         "train.warmup_steps=0",

@@ -90,10 +90,11 @@ def teacher_forced(ours: Speech, asked: Asked, codes: Tensor) -> tuple[Tensor, T
     """Our forward pass over rows built from their codes: logits of code 0 and of the others."""
     rows, targets = build(asked.prompt, codes.numpy(), ours.base.ids)
     with torch.no_grad():
-        return ours(
+        first, inner = ours(
             torch.from_numpy(rows.text)[None], torch.from_numpy(rows.codec)[None],
-            asked.vector[None], torch.from_numpy(targets)[None],
+            asked.vector[None], torch.from_numpy(targets)[None], trace=True,
         )  # fmt: skip
+    return first, inner.logits
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -206,7 +207,9 @@ def test_error_4_the_row_of_the_frame_itself_is_not_the_row_that_predicts_it(
     _, right = teacher_forced(ours, asked, codes)
     _, hidden = greedy(asked)
     with torch.no_grad():
-        wrong = ours.inner(hidden[1:], codes[:-1])  # as since the official commit 022e286
+        wrong = ours.scores(
+            ours.steps(hidden[1:], codes[:-1])
+        )  # as since the official commit 022e286
     assert not torch.allclose(wrong, right[:-1], atol=1e-3)
 
 
@@ -216,10 +219,10 @@ def test_every_head_learns_from_its_own_codebook(planted: tuple[Speech, Asked, T
     rows, targets = build(asked.prompt, codes.numpy(), ours.base.ids)
     inputs = [torch.from_numpy(rows.text)[None], torch.from_numpy(rows.codec)[None]]
     inputs += [asked.vector[None]]
-    _, inner = ours(*inputs, torch.from_numpy(targets)[None])
+    _, inner = ours(*inputs, torch.from_numpy(targets)[None], trace=True)
     heads = ours.talker.code_predictor.lm_head
     for number, head in enumerate(heads):
-        part = cross_entropy(inner[:, number], codes[:, number + 1])
+        part = cross_entropy(inner.logits[:, number], codes[:, number + 1])
         found = torch.autograd.grad(
             part, [each.weight for each in heads], retain_graph=True, allow_unused=True
         )

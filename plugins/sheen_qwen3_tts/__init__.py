@@ -262,26 +262,25 @@ def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool)
     from sheen_qwen3_tts.layout import IGNORE
 
     targets = batch.inputs["targets"]
-    first, inner = model(**batch.inputs)
-    wanted = targets[..., 0][targets[..., 0] != IGNORE]
-    codes = targets[targets[..., 1] != IGNORE][:, 1:]
+    first, inner = model(**batch.inputs, trace=trace)
+    asked = targets[..., 0] != IGNORE
+    wanted, last = targets[..., 0][asked], asked.sum(1, keepdim=True)
     talker = cross_entropy(first.float(), wanted, reduction="none")
-    heads = cross_entropy(inner.float().flatten(0, 1), codes.flatten(), reduction="none")
-    heads = heads.view(codes.shape)
+    frames, groups = inner.each.shape
     parts = {
-        f"head_{number}": (heads[:, number - 1].detach().sum(), len(heads))
-        for number in range(1, heads.shape[1] + 1)
+        f"head_{number}": (inner.each[:, number - 1].sum(), frames)
+        for number in range(1, groups + 1)
     }
-    ends = wanted >= inner.shape[-1]  # beyond the codes; not all frames have the other codes
+    ends = (asked.cumsum(1) == last)[asked]  # a sequence's last target
     parts["end_probability"] = ((-talker[ends]).exp().detach().sum(), int(ends.sum()))
-    return Loss(
-        {
-            "talker": Term(talker.sum()),
-            "subtalker": Term(heads.sum(), recipe.model.subtalker_weight),
-        },
-        parts,
-        {"talker": first, "subtalker": inner.flatten(0, 1)} if trace else {},
-    )
+    logits = {}
+    if inner.logits is not None:
+        logits = {"talker": first, "subtalker": inner.logits.flatten(0, 1)}
+    terms = {
+        "talker": Term(talker.sum()),
+        "subtalker": Term(inner.total, recipe.model.subtalker_weight),
+    }
+    return Loss(terms, parts, logits)
 
 
 @hookimpl
@@ -300,7 +299,7 @@ def train(recipe: Recipe[Options], run: Run) -> None:
         adapters.freeze(speech, options.freeze)
         adapters.masters(speech)
     if options.gradient_checkpointing:  # after the adapters: it marks the layers that are there
-        speech.talker.gradient_checkpointing_enable({"use_reentrant": False})
+        speech.talker.model.gradient_checkpointing_enable({"use_reentrant": False})
     if options.attention == "auto":
         run.say(f"attention: {speech.attention}")
     lighter.lighten(speech.talker)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sheen_cli import SheenError
 from sheen_qwen3_tts import stock
 from sheen_qwen3_tts.base import Base, read
+from sheen_qwen3_tts.inner import Inner, entropies
 from sheen_qwen3_tts.layout import IGNORE, NONE, VECTOR
 
 LANGUAGES = "language_embedding"  # of the talker: rows (n, hidden) trained beside adapters
@@ -79,10 +80,10 @@ class Speech(nn.Module):
         return found
 
     def forward(
-        self, text: Tensor, codec: Tensor, vectors: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, text: Tensor, codec: Tensor, vectors: Tensor, targets: Tensor, trace: bool = False
+    ) -> tuple[Tensor, Inner]:
         """Logits of code 0 or the end for every row that has it as a target (rows, vocabulary), and
-        of codes 1.. for every row with such targets (frames, groups - 1, codes).
+        what codes 1.. cost of every row with such targets; with `trace` their logits as well.
 
         `vectors` (B, hidden) are the sequences' speakers'; `targets` (B, n, groups) lie on the row
         that predicts them. Sequences are right-padded, so that causal attention alone, without a
@@ -92,18 +93,26 @@ class Speech(nn.Module):
         hidden = states(self.talker.model, inputs)
         asked, frames = targets[..., 0] != IGNORE, targets[..., 1] != IGNORE
         first: Tensor = self.talker.codec_head(hidden[asked])
-        return first, self.inner(hidden[frames], targets[frames])
+        codes, predictor = targets[frames], self.talker.code_predictor
+        steps = self.steps(hidden[frames], codes)
+        parts = [predictor.small_to_mtp_projection, predictor.model.layers, predictor.model.norm]
+        parameters = [p for part in (*parts, predictor.lm_head) for p in part.parameters()]
+        return first, entropies(self.scores, parameters, steps, codes[:, 1:], trace)
 
-    def inner(self, hidden: Tensor, codes: Tensor) -> Tensor:
-        """Logits (frames, groups - 1, codes) of each frame's codes 1.. from the hidden state of the
-        row that predicts it (frames, hidden) and its codes (frames, groups), the last one unread.
+    def steps(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """The sub-talker's inputs (frames, groups, hidden): the hidden state of the row that
+        predicts a frame (frames, hidden), and its codes (frames, groups) but the last.
         """
+        tables = self.talker.code_predictor.get_input_embeddings()
+        tables = [self.talker.model.codec_embedding, *tables][: codes.shape[1] - 1]
+        known = [table(codes[:, group]) for group, table in enumerate(tables)]
+        return torch.stack([hidden, *(each.to(hidden.dtype) for each in known)], 1)
+
+    def scores(self, steps: Tensor) -> Tensor:
+        """Logits (frames, groups - 1, codes) of each frame's codes 1.. from such inputs."""
         predictor = self.talker.code_predictor
-        tables = [self.talker.model.codec_embedding, *predictor.get_input_embeddings()]
-        known = [table(codes[:, group]) for group, table in enumerate(tables[:-1])]
-        steps = torch.stack([hidden, *(each.to(hidden.dtype) for each in known)], 1)
-        found = states(predictor.model, predictor.small_to_mtp_projection(steps))
-        heads = [head(found[:, group]) for group, head in enumerate(predictor.lm_head, 1)]
+        found = states(predictor.model, predictor.small_to_mtp_projection(steps)).unbind(1)
+        heads = [head(row) for row, head in zip(found[1:], predictor.lm_head, strict=True)]
         return torch.stack(heads, 1)
 
 

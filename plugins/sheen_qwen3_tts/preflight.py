@@ -39,12 +39,15 @@ def losses(model: Speech, rows: Sequence[Row], artifacts: Path) -> Losses:
     tables = references.load(artifacts)
     batch = collate(model.base, rows, [SPOKEN] * len(rows), tables)
     inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs.items()}
-    first, inner = model.eval()(**inputs)
+    first, found = model.eval()(**inputs, trace=True)
     targets = inputs["targets"]
     due: list[Tensor] = [row[row != IGNORE] for row in targets[..., 0]]
     scores = first.float().split([len(each) for each in due])
     ahead = torch.cat([score[:-1] for score in scores]), torch.cat([each[1:] for each in due])
-    codes, inner = targets[targets[..., 1] != IGNORE], inner.float().transpose(1, 2)[..., :-1]
+    codes, inner = (
+        targets[targets[..., 1] != IGNORE],
+        found.logits.float().transpose(1, 2)[..., :-1],
+    )
     own, following = (
         cross_entropy(inner, wanted, reduction="none").mean(0).tolist()
         for wanted in (codes[:, 1:-1], codes[:, 2:])

@@ -111,10 +111,11 @@ def logits(
     try:
         with torch.no_grad(), torch.autocast(device.type, kind, kind != torch.float32):
             # past the wrapper that accelerate puts around `forward`, which is autocast's, too
-            found = type(speech).forward(speech, **moved)
+            first, inner = type(speech).forward(speech, **moved, trace=True)
     finally:
         speech.train(training)
-    return [each.float().cpu() for each in found]
+    assert inner.logits is not None
+    return [first.float().cpu(), inner.logits.float().cpu()]
 
 
 def prints(tensor: Tensor) -> list[float]:
