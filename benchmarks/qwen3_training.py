@@ -223,6 +223,9 @@ def official(checkout: Path, folder: Path) -> float:
 
 def ours(kind: str, folder: Path, settings: list[str]) -> float:
     """CPU seconds of our steps, by the backbone's own `train` and the host's own `optimize`."""
+    from sheen_cli.cli import large_pages
+
+    large_pages()
     import torch
 
     from sheen_cli import training

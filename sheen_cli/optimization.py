@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from sheen_cli.errors import SheenError
-from sheen_cli.split_adamw import SplitAdamW
 from sheen_cli.recipe import Train
+from sheen_cli.split_adamw import SplitAdamW
 
 
 @dataclass(frozen=True)

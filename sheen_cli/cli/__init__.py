@@ -2,6 +2,7 @@
 live inside the functions, so that help is quick.
 """
 
+import os
 import sys
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -72,7 +73,14 @@ def top(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    large_pages()
+
+
+def large_pages() -> None:
+    """Have PyTorch ask for memory in pages of 2 MB, as it does where this variable is set before
+    its import: a training on a CPU spends a tenth of its time on getting pages of 4 KB.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def main() -> None:
