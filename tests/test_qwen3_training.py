@@ -33,6 +33,7 @@ from sheen_qwen3_tts import (
     base,
     batches,
     checkpoint,
+    inner,
     lighter,
     miniature,
     model,
@@ -260,6 +261,42 @@ def test_gradient_checkpointing_computes_layers_twice_and_the_gradients_are_equa
     assert set(found) == set(plain)
     for name, grad in plain.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora, all"])
+def test_pieces_of_frames_give_the_gradients_of_all_at_once(
+    home: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against autograd over the logits of the whole batch, which `trace` asks for."""
+    run = caught(home, *KINDS[kind])
+    speech_model, (first, *_) = run.given["model"], window(run)
+    monkeypatch.setattr(inner, "PIECE", 3)
+    for trace in (False, True):
+        talker, found = speech_model(**first.batch.inputs, trace=trace)
+        assert found.each.shape[0] > 2 * 3 and (found.logits is not None) == trace
+        speech_model.zero_grad()
+        (talker.float().logsumexp(-1).sum() + 0.3 * found.total).backward()
+        grads = {n: p.grad.clone() for n, p in speech_model.named_parameters() if p.requires_grad}
+        if not trace:
+            pieces, each = grads, found.each
+    torch.testing.assert_close(each, found.each)
+    assert set(pieces) == set(grads)
+    for name, grad in grads.items():
+        torch.testing.assert_close(pieces[name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_in_one_sequence_is_the_padded_batch(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = caught(home, *KINDS["full"])
+    inputs = window(run)[0].batch.inputs
+    found = []
+    for packs in (True, False):
+        monkeypatch.setattr(model.Speech, "packs", lambda *_, packs=packs: packs)
+        talker, rest = run.given["model"](**inputs, trace=True)
+        found.append((talker, rest.logits))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora, all"])

@@ -47,9 +47,12 @@ class Speech(nn.Module):
         device: torch.device = self.talker.codec_head.weight.device
         return device
 
-    def embed(self, text: Tensor, codec: Tensor, vectors: Tensor) -> Tensor:
+    def embed(
+        self, text: Tensor, codec: Tensor, vectors: Tensor, known: list[Tensor] | None = None
+    ) -> Tensor:
         """Rows (B, n) and (B, n, groups), and each sequence's speaker vector (B, hidden) -> inputs
-        (B, n, hidden). Text is projected first and masked after: a projection has biases.
+        (B, n, hidden). Text is projected first and masked after: a projection has biases. `known`
+        are the frames' codes, looked up.
         """
         talker = self.talker
         # most rows hold the same one, padding
@@ -63,12 +66,15 @@ class Speech(nn.Module):
         total = total + vectors[:, None].to(kind) * (first == VECTOR)[..., None]
         frame = codec[..., 1] != NONE  # control rows have no code but the first
         if bool(frame.any()):
-            codes, inner = codec[frame], torch.zeros_like(total)
-            tables = talker.code_predictor.get_input_embeddings()
-            found = sum(table(codes[:, group]) for group, table in enumerate(tables, 1))
-            inner[frame] = found.to(kind)
+            inner, found = torch.zeros_like(total), known or self.looked_up(codec[frame])
+            inner[frame] = sum(found[1:], found[0]).to(kind)
             total = total + inner
         return total
+
+    def looked_up(self, codes: Tensor) -> list[Tensor]:
+        """Vectors (k, hidden) of codes 1.. of frames (k, groups), a tensor each."""
+        tables = self.talker.code_predictor.get_input_embeddings()
+        return [table(codes[:, group]) for group, table in enumerate(tables, 1)]
 
     def control(self, ids: Tensor) -> Tensor:
         """Vectors (B, n, hidden) of the codec channel's first ids (B, n); of nothing, anything."""
@@ -87,26 +93,51 @@ class Speech(nn.Module):
 
         `vectors` (B, hidden) are the sequences' speakers'; `targets` (B, n, groups) lie on the row
         that predicts them. Sequences are right-padded, so that causal attention alone, without a
-        mask, keeps padding from all that is read.
+        mask, keeps padding from all that is read; or put behind each other where that is less.
         """
-        inputs = self.embed(text, codec, vectors)
-        hidden = states(self.talker.model, inputs)
-        asked, frames = targets[..., 0] != IGNORE, targets[..., 1] != IGNORE
+        asked, frames, heard = (
+            targets[..., 0] != IGNORE,
+            targets[..., 1] != IGNORE,
+            codec[..., 1] != NONE,
+        )
+        codes, count = targets[frames], int(heard.sum())
+        # once for both stacks: a table's gradient is as large as the table, however few rows it has
+        known = self.looked_up(torch.cat([codec[heard], codes]))
+        inputs = self.embed(text, codec, vectors, [each[:count] for each in known])
+        full = (text != NONE) | (codec[..., 0] != NONE)  # not padding
+        if self.packs(full):
+            hidden = inputs.new_zeros(inputs.shape)
+            places = torch.arange(text.shape[1], device=text.device).expand_as(text)[full]
+            hidden[full] = states(self.talker.model, inputs[full][None], places[None])[0]
+        else:
+            hidden = states(self.talker.model, inputs)
         first: Tensor = self.talker.codec_head(hidden[asked])
-        codes, predictor = targets[frames], self.talker.code_predictor
-        steps = self.steps(hidden[frames], codes)
+        predictor = self.talker.code_predictor
+        steps = self.steps(hidden[frames], codes, [each[count:] for each in known])
         parts = [predictor.small_to_mtp_projection, predictor.model.layers, predictor.model.norm]
         parameters = [p for part in (*parts, predictor.lm_head) for p in part.parameters()]
         return first, entropies(self.scores, parameters, steps, codes[:, 1:], trace)
 
-    def steps(self, hidden: Tensor, codes: Tensor) -> Tensor:
+    def packs(self, full: Tensor) -> bool:
+        """Whether a batch's rows (B, n), those that are no padding, cost less in one sequence. Its
+        attention looks over all of them, unless the kernel knows where each sequence starts.
+        """
+        (count, length), rows = full.shape, int(full.sum())
+        if self.attention == "flash_attention_2":
+            return rows < count * length
+        layer = self.talker.model.layers[0]
+        work = sum(parameter.numel() for parameter in layer.parameters())  # products a row
+        each = 2 * layer.self_attn.o_proj.in_features  # products a pair of rows
+        alone = count * length * (work + length * each)
+        return full.device.type == "cpu" and rows * (work + rows * each) < alone
+
+    def steps(self, hidden: Tensor, codes: Tensor, known: list[Tensor] | None = None) -> Tensor:
         """The sub-talker's inputs (frames, groups, hidden): the hidden state of the row that
         predicts a frame (frames, hidden), and its codes (frames, groups) but the last.
         """
-        tables = self.talker.code_predictor.get_input_embeddings()
-        tables = [self.talker.model.codec_embedding, *tables][: codes.shape[1] - 1]
-        known = [table(codes[:, group]) for group, table in enumerate(tables)]
-        return torch.stack([hidden, *(each.to(hidden.dtype) for each in known)], 1)
+        known = known or self.looked_up(codes)
+        first = self.talker.model.codec_embedding(codes[:, 0])
+        return torch.stack([each.to(hidden.dtype) for each in (hidden, first, *known[:-1])], 1)
 
     def scores(self, steps: Tensor) -> Tensor:
         """Logits (frames, groups - 1, codes) of each frame's codes 1.. from such inputs."""
@@ -116,11 +147,14 @@ class Speech(nn.Module):
         return torch.stack(heads, 1)
 
 
-def states(stack: Any, inputs: Tensor) -> Tensor:
+def states(stack: Any, inputs: Tensor, places: Tensor | None = None) -> Tensor:
     """The normed last hidden states of one of the two stacks. Only what the stack itself calls so
     is taken; in the talker's `hidden_states` they are not the last, and looking there finds None.
+
+    Where `places` (1, n) start again at 0, another sequence starts, of which the others are hidden.
     """
-    found: Tensor | None = stack(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    given: dict[str, Any] = {} if places is None else {"position_ids": places}
+    found: Tensor | None = stack(inputs_embeds=inputs, use_cache=False, **given).last_hidden_state
     if found is None:
         raise RuntimeError(f"{type(stack).__name__} returned no last hidden state")
     return found.to(inputs.dtype)
