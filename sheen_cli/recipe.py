@@ -107,7 +107,7 @@ class Train(Section):
         if self.max_steps is None and self.epochs is None and self.max_minutes is None:
             raise ValueError("nothing ends the training: set max_steps, epochs or max_minutes")
         if self.weights == "bf16" and self.precision != "bf16":
-            raise ValueError("weights=bf16 computes in bf16: set precision=bf16 as well")
+            raise ValueError("weights=bf16 computes in bf16: set precision=bf16, or weights=fp32")
         return self
 
 

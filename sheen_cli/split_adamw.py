@@ -49,8 +49,9 @@ def as_bfloat16(bits: Tensor) -> Tensor:
 
 
 class SplitAdamW(Optimizer):
-    """torch.optim.AdamW's steps. Float32 matrices that it is given become bfloat16 at once; what
-    else there is, such as norms and biases, stays in float32 as a whole.
+    """torch.optim.AdamW's steps. Float32 matrices that it is given become bfloat16 at once, and
+    what is bfloat16 already gets the rest that it lacks; float32 vectors, such as norms and biases,
+    stay as they are.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class SplitAdamW(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.ndim >= 2 and weight.dtype == torch.float32:
-                    weight.data, self.state[weight][REST] = split(weight.data.contiguous())
+                if weight.ndim >= 2 or weight.dtype == torch.bfloat16:
+                    wide = weight.data.float().contiguous()
+                    weight.data, self.state[weight][REST] = split(wide)
         self.drawn: tuple[int, Tensor] | None = None
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ from sheen_qwen3_tts import (
     references,
     stock,
 )
-from sheen_qwen3_tts.layout import IGNORE
+from sheen_qwen3_tts.layout import IGNORE, NONE
 
 TEXTS = ("one two", "three four five", "six", "seven eight", "nine ten one", "two three")
 KINDS = {
@@ -289,11 +289,16 @@ def test_a_batch_in_one_sequence_is_the_padded_batch(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = caught(home, *KINDS["full"])
-    inputs = window(run)[0].batch.inputs
+    inputs, speech_model = window(run)[0].batch.inputs, run.given["model"]
+    assert bool((inputs["text"] == NONE).any())
+    whole = torch.ones_like(inputs["text"], dtype=torch.bool)
+    mostly_padding = whole.clone()
+    mostly_padding[1:, 1:] = False
+    assert speech_model.packs(mostly_padding) and not speech_model.packs(whole)
     found = []
     for packs in (True, False):
         monkeypatch.setattr(model.Speech, "packs", lambda *_, packs=packs: packs)
-        talker, rest = run.given["model"](**inputs, trace=True)
+        talker, rest = speech_model(**inputs, trace=True)
         found.append((talker, rest.logits))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -75,6 +75,12 @@ def test_a_training_without_an_end_is_refused() -> None:
         resolve("demo", ["train.max_minutes=null"])
 
 
+def test_weights_in_two_halves_compute_in_bf16() -> None:
+    with pytest.raises(SheenError, match="set precision=bf16, or weights=fp32"):
+        resolve("demo", ["train.weights=bf16"])
+    resolve("demo", ["train.weights=bf16", "train.precision=bf16"])
+
+
 def test_unknown_recipes_and_files() -> None:
     assert (
         "no recipe named 'dmo'; did you mean 'demo'?"

@@ -65,10 +65,12 @@ def learnt(make: object, kind: torch.dtype, steps: int = 300) -> tuple[torch.Ten
 def test_it_learns_what_float32_learns_where_bfloat16_alone_does_not() -> None:
     start, exact = learnt(torch.optim.AdamW, torch.float32)
     _, ours = learnt(SplitAdamW, torch.float32)
+    _, given = learnt(SplitAdamW, torch.bfloat16)  # as a base is stored, which here loses nothing
     _, plain = learnt(torch.optim.AdamW, torch.bfloat16)
     moved = (exact - start).norm()
     assert moved > 1e-3 * start.norm()
     assert (ours - exact).norm() < 0.03 * moved
+    assert torch.equal(given, ours)
     assert (plain - exact).norm() > 0.3 * moved
 
 

@@ -78,7 +78,7 @@ def top(
 
 def large_pages() -> None:
     """Have PyTorch ask for memory in pages of 2 MB, as it does where this variable is set before
-    its import: a training on a CPU spends a tenth of its time on getting pages of 4 KB.
+    its import: a training on a CPU spends up to a tenth of its time on getting pages of 4 KB.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
