@@ -7,15 +7,7 @@ from typing import Annotated
 import typer
 
 from sheen_cli import console
-from sheen_cli.cli.options import (
-    DEFAULT,
-    Json,
-    Overwrite,
-    RecipeName,
-    Settings,
-    flagged,
-    switch,
-)
+from sheen_cli.cli.options import DEFAULT, Json, Overwrite, RecipeName, Settings, flagged, switch
 
 
 def demo(
