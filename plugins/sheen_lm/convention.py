@@ -104,5 +104,3 @@ class Convention(Section):
 def parts(sequence: str) -> list[str]:
     """A sequence's parts in braces and the literal texts between them."""
     return [part for part in re.split(r"(\{[a-z_]+\})", sequence) if part]
-
-
