@@ -46,10 +46,10 @@ class Codes(Section):
         if self.token is None and self.first is None:
             raise ValueError("codes need a token pattern, or the id of the first")
         if self.token is not None:
-            fields = {name for _, name, _, _ in Formatter().parse(self.token) if name}
-            if unknown := fields - {"codebook", "layer", "code", "number"}:
+            names = fields(self.token)
+            if unknown := names - {"codebook", "layer", "code", "number"}:
                 raise ValueError(f"token: {{{min(unknown)}}} stands for nothing")
-            if "code" not in fields and "number" not in fields:
+            if not names & {"code", "number"}:
                 raise ValueError("token: {code} or {number} tells codes apart; neither is in it")
         if len(self.layers) != len(self.sizes):
             raise ValueError(f"{len(self.sizes)} sizes but {len(self.layers)} layers")
@@ -64,8 +64,8 @@ class Convention(Section):
     """How one family lays a sequence out.
 
     `sequence` is made of parts in braces and literal text, and holds {text}, then {codes}. {bos}
-    and {eos} are the tokenizer's own. `speaker` and `instruct` are put before the text where a row
-    has one.
+    and {eos} are the tokenizer's own. `speaker` and `instruct` are put before the text, the latter
+    first, where a row has one; empty, they leave it out.
     """
 
     specials: dict[str, str | NonNegativeInt]  # role -> the token, or its id
@@ -78,6 +78,8 @@ class Convention(Section):
     # that part's last token as well
     loss: Literal["all", "codes", "marker"] = "codes"
     dedup: Literal["off", "first", "frame"] = "off"  # leave out frames that repeat the one before
+    # tokens that belong to the base beside those of `specials` and `codes`, or before them in order
+    added: tuple[str, ...] = ()
     order: Literal["listed", "sorted"] = "listed"  # of the tokens that are added to a tokenizer
     multiple: PositiveInt = 1  # the tables' rows are filled up to a multiple of it
     rows: NonNegativeInt = 0  # the tables have at least so many rows
@@ -86,6 +88,9 @@ class Convention(Section):
     def _whole(self) -> "Convention":
         if unknown := set(self.specials) - set(ROLES):
             raise ValueError(f"specials: {min(unknown)} is no role; known are {', '.join(ROLES)}")
+        for name, template in (("speaker", self.speaker), ("instruct", self.instruct)):
+            if unknown := fields(template) - {name}:
+                raise ValueError(f"{name}: {{{min(unknown)}}} stands for nothing; write {{{name}}}")
         names = [name for name in parts(self.sequence) if name[0] == "{"]
         for name in names:
             if name[1:-1] not in PARTS:
@@ -99,6 +104,11 @@ class Convention(Section):
         if names.index("{text}") > at or names[at + 1 : at + 2] != ["{speech_end}"]:
             raise ValueError("sequence: {text} comes before {codes}, {speech_end} right after them")
         return self
+
+
+def fields(template: str) -> set[str]:
+    """The names in braces."""
+    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
 
 
 def parts(sequence: str) -> list[str]:

@@ -108,11 +108,21 @@ def token_names(codes: Codes, codebook: int) -> list[str]:
     """The tokens of one codebook's codes. Needs `codes.token`."""
     assert codes.token is not None
     layer = codes.layers[codebook]
-    start = codes.number + _offset(codes, codebook)
+    start = codes.number + offset(codes, codebook)
     return [
         codes.token.format(codebook=codebook, layer=layer, code=code, number=start + code)
         for code in range(codes.sizes[codebook])
     ]
+
+
+def offset(codes: Codes, codebook: int) -> int:
+    """What is added to a codebook's codes to number them."""
+    place = {
+        "none": 0,
+        "layer": codes.layers[codebook] - 1,
+        "place": codes.frame.index(codebook),
+    }[codes.offset]
+    return place * codes.stride
 
 
 def head(prompt: Prompt, ids: Ids) -> np.ndarray:
@@ -306,15 +316,6 @@ def _own(name: str, tokenizer: Any) -> int:
     return int(found)
 
 
-def _offset(codes: Codes, codebook: int) -> int:
-    place = {
-        "none": 0,
-        "layer": codes.layers[codebook] - 1,
-        "place": codes.frame.index(codebook),
-    }[codes.offset]
-    return place * codes.stride
-
-
 def _codes(codes: Codes, vocabulary: Mapping[str, int]) -> np.ndarray:
     """The ids (places, size) of a frame's codes, -1 beyond a smaller codebook's end."""
     table = np.full((len(codes.frame), max(codes.sizes)), -1, np.int64)
@@ -323,7 +324,7 @@ def _codes(codes: Codes, vocabulary: Mapping[str, int]) -> np.ndarray:
         size = codes.sizes[book]
         if codes.token is None:
             assert codes.first is not None
-            table[place, :size] = codes.first + _offset(codes, book) + np.arange(size)
+            table[place, :size] = codes.first + offset(codes, book) + np.arange(size)
             continue
         names = token_names(codes, book)
         missing.update(dict.fromkeys(name for name in names if name not in vocabulary))

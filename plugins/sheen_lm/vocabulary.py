@@ -1,0 +1,181 @@
+"""A text model's tokenizer and tables made ready for codes: tokens added, rows found for them and
+given values that lie among those of the old rows.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from sheen_cli import SheenError
+from sheen_lm.convention import Convention, fields
+from sheen_lm.layout import offset, resolve, token_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Init = Literal["mean", "spread", "normal", "zero"]
+# The part of the old rows' covariance that "mean" keeps: new tokens start as likely as each other
+# and as an average word, and differ by just enough to part (Hewitt, 2021, "Initializing new word
+# embeddings for pretrained language models").
+KEPT = 1e-5
+CHUNK = 8192  # rows
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a tokenizer got: `tokens` in the order of their ids, which begin with `first`; `reused`
+    of the convention's tokens were there.
+    """
+
+    tokens: tuple[str, ...]
+    first: int
+    reused: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the tables: their rows before and now; how many of the rows were given values
+    by `init`, how many of those are rows that the base had spare, how many stand for no token.
+    """
+
+    before: int
+    rows: int
+    init: str
+    fresh: int
+    spare: int
+    unused: int
+    tied: bool
+
+
+def tokens(convention: Convention) -> list[str]:
+    """All tokens that the convention needs, in the order in which its family adds them: `added`,
+    the specials, then the codes. The numbers before `codes.number` belong to the codes' pattern,
+    specials among them or spare.
+    """
+    codes = convention.codes
+    names = [*convention.added]
+    numbered: list[str] = []
+    if codes.token is not None:
+        if fields(codes.token) == {"number"}:
+            numbered = [codes.token.format(number=number) for number in range(codes.number)]
+        books = sorted(range(len(codes.sizes)), key=lambda book: (offset(codes, book), book))
+        numbered += [name for book in books for name in token_names(codes, book)]
+    inside = set(numbered)
+    specials = (token for token in convention.specials.values() if isinstance(token, str))
+    names += [token for token in specials if token not in inside]
+    unique = list(dict.fromkeys([*names, *numbered]))
+    return sorted(unique) if convention.order == "sorted" else unique
+
+
+def extend(tokenizer: Any, convention: Convention) -> Added:
+    """Add what the tokenizer lacks of the convention's tokens, in the convention's order."""
+    from transformers import AddedToken
+
+    vocabulary = tokenizer.get_vocab()
+    wanted = tokens(convention)
+    missing = [token for token in wanted if token not in vocabulary]
+    first = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
+    if len(tokenizer) != first + len(missing):
+        raise SheenError(
+            f"the tokenizer took {len(tokenizer) - first} of {len(missing)} tokens; it is none that"
+            " tokens can be added to"
+        )
+    return Added(tuple(missing), first, len(wanted) - len(missing))
+
+
+def resize(
+    model: Any, tokenizer: Any, convention: Convention, added: Added, init: str = "mean",
+    seed: int = 0,
+) -> Report:  # fmt: skip
+    """Give the model's tables a row for each token, and values to the rows of those in `added`.
+
+    Rows that the base has to spare are used before the tables grow; tables that share their
+    weights go on sharing them. Where nothing was added, the rows are trained ones and stay.
+    """
+    import torch
+
+    if init not in get_args(Init):
+        raise SheenError(f"init: {init} is none of {', '.join(get_args(Init))}")
+    codes = resolve(convention, tokenizer).codes
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    before, tied = len(inputs.weight), outputs.weight is inputs.weight
+    rows = max(before, len(tokenizer), int(codes.max()) + 1, convention.rows)
+    if rows > before:
+        rows = -(-rows // convention.multiple) * convention.multiple
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    fresh = _fresh(codes, len(tokenizer), added, before, rows)
+    old = np.setdiff1d(np.arange(min(before, len(tokenizer))), fresh)
+    generator = torch.Generator().manual_seed(seed)
+    scale = model.config.initializer_range
+    tables = [model.get_input_embeddings()]
+    if not tied:
+        tables.append(model.get_output_embeddings())
+    for table in tables if len(fresh) else ():
+        values = _values(table.weight.detach(), old, len(fresh), init, scale, generator)
+        with torch.no_grad():
+            table.weight[torch.from_numpy(fresh).to(table.weight.device)] = values
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    used = np.union1d(codes, np.arange(len(tokenizer)))
+    return Report(
+        before, rows, init, len(fresh), int((fresh < before).sum()),
+        len(np.setdiff1d(fresh, used)), tied,
+    )  # fmt: skip
+
+
+def describe(added: Added, report: Report) -> str:
+    """One line of what was done."""
+    size = f"{report.before} rows" + (f" -> {report.rows}" if report.rows > report.before else "")
+    return (
+        f"vocabulary: {len(added.tokens)} tokens added, {added.reused} reused;"
+        f" {'tied table' if report.tied else 'tables'} of {size}; {report.fresh} new by"
+        f" '{report.init}', {report.spare} of them spare rows of the base, {report.unused} without"
+        " a token"
+    )
+
+
+def _fresh(codes: np.ndarray, size: int, added: Added, before: int, rows: int) -> np.ndarray:
+    """The rows (n,) that hold nothing learnt, in order, for a tokenizer of `size` tokens."""
+    fresh = [
+        np.arange(added.first, added.first + len(added.tokens)),
+        np.arange(before, rows),
+    ]
+    if int(codes.max()) >= before:  # ids without tokens, in a base that never had them all
+        fresh.append(codes[codes >= size])
+    return np.unique(np.concatenate(fresh)).astype(np.int64)
+
+
+def _values(
+    table: "Tensor", old: np.ndarray, count: int, init: str, scale: float, generator: Any
+) -> "Tensor":
+    """Values (count, width) for new rows, after the rows `old` of the table."""
+    import torch
+
+    width = table.shape[1]
+    if init == "zero":
+        values = torch.zeros(count, width)
+    elif init == "normal":
+        values = scale * torch.randn(count, width, generator=generator)
+    else:
+        mean, root = _moments(table, old)
+        noise = torch.randn(count, width, generator=generator) @ root.T
+        values = mean + noise * (KEPT**0.5 if init == "mean" else 1.0)
+    return values.to(table.device, table.dtype)
+
+
+def _moments(table: "Tensor", old: np.ndarray) -> "tuple[Tensor, Tensor]":
+    """The mean (width,) of the rows `old`, and a root (width, width) of their covariance."""
+    import torch
+
+    width = table.shape[1]
+    total = torch.zeros(width, dtype=torch.float64)
+    square = torch.zeros(width, width, dtype=torch.float64)
+    for start in range(0, len(old), CHUNK):
+        index = torch.from_numpy(old[start : start + CHUNK]).to(table.device)
+        part = table[index].float().cpu()
+        total += part.sum(0)
+        square += part.T @ part
+    mean = total / len(old)
+    values, vectors = torch.linalg.eigh((square / len(old) - mean.outer(mean)).float())
+    return mean.float(), vectors * values.clamp(min=0).sqrt()
