@@ -1,0 +1,219 @@
+"""The hooks of a backbone of this kind; its module marks functions of these names and hands on what
+they are given.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sheen_cli import (
+    Audio,
+    BackboneSpec,
+    Batch,
+    Clip,
+    Loss,
+    Recipe,
+    Request,
+    Row,
+    Run,
+    Skip,
+    Term,
+    say,
+)
+from sheen_lm.options import Options
+
+if TYPE_CHECKING:
+    from sheen_lm.layout import Ids
+    from sheen_lm.model import CodesLM
+
+TERM = "tokens"
+TINY = (
+    "train.max_steps=150", "train.learning_rate=3e-3", "train.precision=fp32", "model.lora=null",
+)  # fmt: skip
+
+
+def describe(
+    options: type[Options], name: str, tiny: Callable[[Path], Sequence[str]],
+    recipe: Recipe[Options] | None,
+) -> BackboneSpec:  # fmt: skip
+    """What the recipe's codec and convention make of the backbone, by default those of SNAC."""
+    from sheen_lm import codecs
+
+    chosen = options() if recipe is None else recipe.model
+    shape = codecs.shape(chosen.codec)
+    return BackboneSpec(
+        options=options,
+        sample_rate=shape.rate,
+        terms=(TERM,),
+        recipe=name,
+        frame_rate=shape.rate / shape.samples,
+        codebooks=chosen.written.codes.sizes,
+        prepared_by=("model.codec", "model.codebooks"),
+        reads=("speaker", "reference", *(("instruct",) if chosen.written.instruct else ())),
+        takes_codes=True,
+        tiny=tiny,
+        stacks=({"torch": ">=2.8", "transformers": ">=4.57.3"},),
+        free=tuple(
+            f"model.{key}"
+            for key in (
+                "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window",
+            )
+        ),
+    )  # fmt: skip
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def prepare(
+    recipe: Recipe[Options], clips: Iterable[Clip], artifacts: Path
+) -> Iterator[Row | Skip]:
+    """Codes, a clip at a time; clips that are too long for a row are left out and counted."""
+    from sheen_lm import codecs, layout
+
+    options = recipe.model
+    codec = codec_of(options)
+    codecs.note(codec, artifacts)
+    ids = ids_of(options.base, options.written)
+    for clip, codes in codecs.encoded(codec, clips, options.encode_seconds):
+        if codecs.constant(codes):
+            yield Skip("constant-codes", "the codec hears the same in every frame")
+            continue
+        if not clip.text.strip():
+            yield Skip("empty-text", "there is nothing to read")
+            continue
+        prompt = layout.Prompt(clip.text, clip.speaker)
+        length = len(layout.build(prompt, codes, ids)[0])
+        if length > options.longest and options.too_long == "drop":
+            yield Skip("too-long", f"{length} tokens, more than model.longest={options.longest}")
+        else:
+            yield {"audio_codes": codes.tolist()}
+
+
+@cache
+def ids_of(base: str, written: Any) -> "Ids":
+    """The ids of a base's own tokenizer, with what the convention adds to it."""
+    from sheen_lm import layout, model, vocabulary
+
+    tokenizer = model.tokenizer(base)
+    vocabulary.extend(tokenizer, written)
+    return layout.resolve(written, tokenizer)
+
+
+def codec_of(options: Options, revision: str | None = None) -> Any:
+    from sheen_lm import codecs, layout
+
+    codec = codecs.load(options.codec, revision=revision, codebooks=options.codebooks)
+    layout.check_codec(options.written, codec.name, codec.sizes, codec.layers)
+    return codec
+
+
+def collate(
+    recipe: Recipe[Options], rows: Sequence[Row], seed: int | None, artifacts: Path
+) -> Batch:
+    from sheen_lm import batches, layout
+
+    options = recipe.model
+    ids = ids_of(options.base, options.written)
+
+    def fits(row: Row, prompt: layout.Prompt) -> bool:
+        return len(batches.whole(ids, row, prompt).tokens) <= options.longest
+
+    pool = batches.pool(rows)
+    prompts = batches.prompts(rows, pool, options.clone, seed, fits)
+    window = options.longest if options.pack and seed is not None else None
+    return batches.collate(ids, rows, prompts, options.longest, options.too_long, window)
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def load(recipe: Recipe[Options], checkpoint: Path | None) -> "CodesLM":
+    """To speak with: in bfloat16 on a GPU, in float32 elsewhere."""
+    import torch
+
+    kind = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    model = opened(recipe, checkpoint, kind)
+    model.to("cuda" if torch.cuda.is_available() else "cpu", kind)
+    return model.eval()
+
+
+def opened(recipe: Recipe[Options], checkpoint: Path | None, kind: Any) -> "CodesLM":
+    """The base, extended, or a checkpoint; adapters are attached."""
+    from sheen_lm import adapters, layout, vocabulary
+    from sheen_lm.model import CodesLM
+    from sheen_lm.model import load as load_lm
+
+    options, written = recipe.model, recipe.model.written
+    adapted = checkpoint is not None and (checkpoint / adapters.CONFIG).is_file()
+    whole = checkpoint is not None and not adapted
+    lm, tokenizer = load_lm(checkpoint if whole else options.base, options.attention, kind)
+    added = vocabulary.extend(tokenizer, written)
+    report = vocabulary.resize(lm, tokenizer, written, added, options.new_rows, recipe.train.seed)
+    if checkpoint is None:
+        say(vocabulary.describe(added, report))
+    ids = layout.resolve(written, tokenizer)
+    model = CodesLM(lm, ids, audible(ids) if options.audio_only else None)
+    if adapted:
+        attach(options, model)
+        adapters.load_adapter(model, checkpoint)
+    return model
+
+
+def audible(ids: "Ids") -> Any:
+    """All code tokens, and the end."""
+    import numpy as np
+
+    return np.append(ids.codes[ids.codes >= 0], ids.stop)
+
+
+def attach(options: Options, model: "CodesLM") -> None:
+    """The recipe's adapters, and vectors of their own for the convention's tokens."""
+    import numpy as np
+
+    from sheen_lm import adapters
+
+    lora = options.lora
+    assert lora is not None
+    pattern = adapters.linear(model.lm) if lora.targets == "all" else adapters.QUERY_VALUE
+    rows = np.unique(np.append(audible(model.ids), list(model.ids.roles.values())))
+    adapters.attach(model, lora.rank, lora.alpha, lora.dropout, pattern, rows.tolist())
+
+
+def loss(model: Any, batch: Batch, trace: bool) -> Loss:
+    scored = model(**batch.inputs, trace=trace)
+    logits = {} if scored.logits is None else {TERM: scored.logits}
+    return Loss({TERM: Term(scored.total)}, {}, logits)
+
+
+def train(recipe: Recipe[Options], run: Run) -> None:
+    import torch
+
+    from sheen_lm import adapters, codecs
+    from sheen_lm import model as models
+
+    options = recipe.model
+    codecs.check(codec_of(options), run.artifacts, str(run.rows.path.parent))
+    half = recipe.train.precision == "bf16" and options.lora is not None
+    model = opened(recipe, run.resume, torch.bfloat16 if half else torch.float32)
+    model.to(run.accelerator.device)
+    if options.lora is None:
+        adapters.freeze(model, options.freeze)
+    elif run.resume is None:
+        attach(options, model)
+    adapters.masters(model)
+    if options.gradient_checkpointing:
+        models.checkpoint(model)
+    if options.attention == "auto":
+        run.say(f"attention: {model.attention}")
+    save: Any = models.save_whole if options.lora is None else adapters.save_adapter
+    run.fit(model, save, adapters.groups(model, options.rows_learning_rate))
+
+
+def synth(
+    recipe: Recipe[Options], model: "CodesLM", requests: Iterable[Request], trace: bool
+) -> Iterator[Audio]:
+    from sheen_lm import voice
+
+    yield from voice.speak(recipe.model, model, codec_of(recipe.model), list(requests), trace)
