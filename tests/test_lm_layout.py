@@ -15,7 +15,17 @@ from sheen_cli import SheenError
 from sheen_lm.convention import Convention
 from sheen_lm.families import FAMILIES, books, family
 from sheen_lm.layout import (
-    IGNORE, Ids, Prompt, allowed, build, check_codec, dedup, flatten, head, read, resolve,
+    IGNORE,
+    Ids,
+    Prompt,
+    allowed,
+    build,
+    check_codec,
+    dedup,
+    flatten,
+    head,
+    read,
+    resolve,
 )  # fmt: skip
 from sheen_lm.vocabulary import extend
 

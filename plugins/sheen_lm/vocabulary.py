@@ -98,29 +98,29 @@ def resize(
 
     if init not in get_args(Init):
         raise SheenError(f"init: {init} is none of {', '.join(get_args(Init))}")
-    codes = resolve(convention, tokenizer).codes
+    ids = resolve(convention, tokenizer)
+    wanted = np.append(ids.codes[ids.codes >= 0], list(ids.roles.values()))
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    before, tied = len(inputs.weight), outputs.weight is inputs.weight
-    rows = max(before, len(tokenizer), int(codes.max()) + 1, convention.rows)
+    before, tied, size = len(inputs.weight), outputs.weight is inputs.weight, len(tokenizer)
+    rows = max(before, size, int(wanted.max()) + 1, convention.rows)
     if rows > before:
         rows = -(-rows // convention.multiple) * convention.multiple
         model.resize_token_embeddings(rows, mean_resizing=False)
-    fresh = _fresh(codes, len(tokenizer), added, before, rows)
-    old = np.setdiff1d(np.arange(min(before, len(tokenizer))), fresh)
+    fresh = _fresh(wanted, size, added, before, rows)
+    old = (~fresh[: min(before, size)]).nonzero()[0]
     generator = torch.Generator().manual_seed(seed)
-    scale = model.config.initializer_range
-    tables = [model.get_input_embeddings()]
-    if not tied:
-        tables.append(model.get_output_embeddings())
-    for table in tables if len(fresh) else ():
-        values = _values(table.weight.detach(), old, len(fresh), init, scale, generator)
-        with torch.no_grad():
-            table.weight[torch.from_numpy(fresh).to(table.weight.device)] = values
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
-    used = np.union1d(codes, np.arange(len(tokenizer)))
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    assert (tables[0].weight is tables[1].weight) == tied
+    for weight in [table.weight.detach() for table in tables[: 1 if tied else 2]]:
+        if fresh.any():
+            scale = model.config.initializer_range
+            values = _values(weight, old, int(fresh.sum()), init, scale, generator)
+            weight[torch.from_numpy(fresh).to(weight.device)] = values
+    used = np.arange(rows) < size
+    used[wanted] = True
     return Report(
-        before, rows, init, len(fresh), int((fresh < before).sum()),
-        len(np.setdiff1d(fresh, used)), tied,
+        before, rows, init, int(fresh.sum()), int(fresh[:before].sum()),
+        int((fresh & ~used).sum()), tied,
     )  # fmt: skip
 
 
@@ -135,15 +135,13 @@ def describe(added: Added, report: Report) -> str:
     )
 
 
-def _fresh(codes: np.ndarray, size: int, added: Added, before: int, rows: int) -> np.ndarray:
-    """The rows (n,) that hold nothing learnt, in order, for a tokenizer of `size` tokens."""
-    fresh = [
-        np.arange(added.first, added.first + len(added.tokens)),
-        np.arange(before, rows),
-    ]
-    if int(codes.max()) >= before:  # ids without tokens, in a base that never had them all
-        fresh.append(codes[codes >= size])
-    return np.unique(np.concatenate(fresh)).astype(np.int64)
+def _fresh(wanted: np.ndarray, size: int, added: Added, before: int, rows: int) -> np.ndarray:
+    """Which of the rows (rows,) hold nothing learnt, for a tokenizer of `size` tokens."""
+    fresh = np.arange(rows) >= before
+    fresh[added.first : added.first + len(added.tokens)] = True
+    if int(wanted.max()) >= before:  # ids without tokens, in a base that never had them all
+        fresh[wanted[wanted >= size]] = True
+    return fresh
 
 
 def _values(
