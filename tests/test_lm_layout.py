@@ -392,6 +392,20 @@ def test_ids_alone_need_no_tokens() -> None:
 
 
 @pytest.mark.parametrize(
+    ("offset", "firsts"),
+    [
+        ("none", [300, 300, 300, 300]),
+        ("layer", [300, 316, 308, 308]),  # of layers 1, 3, 2 and 2
+        ("place", [300, 308, 316, 324]),
+    ],
+)
+def test_ids_are_counted_by_layer_or_by_place(offset: str, firsts: list[int]) -> None:
+    codes = {"first": 300, "stride": 8, "sizes": (8,) * 4, "layers": (1, 2, 2, 3)}
+    found = resolve(changed(codes={**codes, "frame": (0, 3, 1, 2), "offset": offset}), qwen(256))
+    assert found.codes[:, 0].tolist() == firsts
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"speaker": "{name}: "}, r"speaker: \{name\} stands for nothing; write \{speaker\}"),

@@ -24,12 +24,12 @@ CHUNK = 8192  # rows
 
 @dataclass(frozen=True)
 class Added:
-    """What a tokenizer got: `tokens` in the order of their ids, which begin with `first`; `reused`
-    of the convention's tokens were there.
+    """What a tokenizer got: `tokens`, and their `ids`; `reused` of the convention's tokens were
+    there.
     """
 
     tokens: tuple[str, ...]
-    first: int
+    ids: tuple[int, ...]
     reused: int
 
 
@@ -75,14 +75,13 @@ def extend(tokenizer: Any, convention: Convention) -> Added:
     vocabulary = tokenizer.get_vocab()
     wanted = tokens(convention)
     missing = [token for token in wanted if token not in vocabulary]
-    first = len(tokenizer)
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
-    if len(tokenizer) != first + len(missing):
+    taken = tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
+    if taken != len(missing):
         raise SheenError(
-            f"the tokenizer took {len(tokenizer) - first} of {len(missing)} tokens; it is none that"
-            " tokens can be added to"
+            f"the tokenizer took {taken} of {len(missing)} tokens; tokens cannot be added to it"
         )
-    return Added(tuple(missing), first, len(wanted) - len(missing))
+    ids = tokenizer.convert_tokens_to_ids(missing)
+    return Added(tuple(missing), tuple(ids), len(wanted) - len(missing))
 
 
 def resize(
@@ -138,7 +137,7 @@ def describe(added: Added, report: Report) -> str:
 def _fresh(wanted: np.ndarray, size: int, added: Added, before: int, rows: int) -> np.ndarray:
     """Which of the rows (rows,) hold nothing learnt, for a tokenizer of `size` tokens."""
     fresh = np.arange(rows) >= before
-    fresh[added.first : added.first + len(added.tokens)] = True
+    fresh[list(added.ids)] = True
     if int(wanted.max()) >= before:  # ids without tokens, in a base that never had them all
         fresh[wanted[wanted >= size]] = True
     return fresh
