@@ -26,6 +26,19 @@ PLACES = {
 }  # fmt: skip
 CUSTOM = {role: f"<custom_token_{place}>" for role, place in PLACES.items()}
 
+
+def _books(count: int, size: int) -> dict[str, Any]:
+    return {
+        "specials": {"speech_start": "<speech_start>", "speech_end": "<speech_end>"},
+        "codes": {
+            "token": "<c{codebook}_{code}>", "offset": "layer", "stride": size,
+            "sizes": (size,) * count, "layers": tuple(range(1, count + 1)),
+            "frame": tuple(range(count)),
+        },
+        "sequence": "{text}{speech_start}{codes}{speech_end}",
+    }  # fmt: skip
+
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "sheen": {
         "specials": {"speech_start": "<audio_start>", "speech_end": "<audio_end>"},
@@ -101,6 +114,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "order": "sorted",
         "rows": 193_856,
     },
+    # Our own, for codecs of several codebooks (Mimi, DAC, EnCodec): each frame's codes one after the
+    # other, each codebook with tokens of its own. Here as for eight codebooks of Mimi.
+    "books": _books(8, 2048),
 }  # fmt: skip
 
 
@@ -112,17 +128,5 @@ def family(name: str) -> Convention:
 
 
 def books(count: int, size: int) -> Convention:
-    """A convention of our own for codecs of several codebooks (Mimi, DAC, EnCodec): each frame's
-    codes one after the other, each codebook with tokens of its own.
-    """
-    return Convention.model_validate(
-        {
-            "specials": {"speech_start": "<speech_start>", "speech_end": "<speech_end>"},
-            "codes": {
-                "token": "<c{codebook}_{code}>", "offset": "layer", "stride": size,
-                "sizes": (size,) * count, "layers": tuple(range(1, count + 1)),
-                "frame": tuple(range(count)),
-            },
-            "sequence": "{text}{speech_start}{codes}{speech_end}",
-        }
-    )  # fmt: skip
+    """The family "books" for a codec of so many codebooks of that size."""
+    return Convention.model_validate(_books(count, size))

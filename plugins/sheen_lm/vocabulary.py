@@ -162,7 +162,7 @@ def _values(
 
 
 def _moments(table: "Tensor", old: np.ndarray) -> "tuple[Tensor, Tensor]":
-    """The mean (width,) of the rows `old`, and a root (width, width) of their covariance."""
+    """The mean (width,) of the rows `old`, and the root (width, width) of their covariance."""
     import torch
 
     width = table.shape[1]
@@ -175,4 +175,5 @@ def _moments(table: "Tensor", old: np.ndarray) -> "tuple[Tensor, Tensor]":
         square += part.T @ part
     mean = total / len(old)
     values, vectors = torch.linalg.eigh((square / len(old) - mean.outer(mean)).float())
-    return mean.float(), vectors * values.clamp(min=0).sqrt()
+    # the symmetric root, the one that does not depend on the signs of the eigenvectors
+    return mean.float(), (vectors * values.clamp(min=0).sqrt()) @ vectors.T
