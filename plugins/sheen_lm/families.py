@@ -114,8 +114,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "order": "sorted",
         "rows": 193_856,
     },
-    # Our own, for codecs of several codebooks (Mimi, DAC, EnCodec): each frame's codes one after the
-    # other, each codebook with tokens of its own. Here as for eight codebooks of Mimi.
+    # Our own, for codecs of several codebooks (Mimi, DAC, EnCodec): the codes of a frame one after
+    # the other, each codebook with tokens of its own. Here as for eight codebooks of Mimi.
     "books": _books(8, 2048),
 }  # fmt: skip
 
