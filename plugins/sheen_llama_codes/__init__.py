@@ -1,6 +1,6 @@
-"""LLaMA, or any causal language model, over the codes of any codec: Mimi, DAC, EnCodec, SNAC, XCodec2,
-or codes that the data brings. Which tokens they are and how a sequence is written is the recipe's
-choice.
+"""LLaMA, or any causal language model, over the codes of any codec: Mimi, DAC, EnCodec, SNAC,
+XCodec2, or codes that the data brings. Which tokens they are and how a sequence is written is the
+recipe's choice.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +45,8 @@ def tiny(folder: Path) -> Sequence[str]:
         f"model.codec={codec}",
         *hooks.TINY,
         "model.codebooks=4",
-        "model.convention={codes: {stride: 64, sizes: [64, 64, 64, 64], layers: [1, 2, 3, 4], frame: [0, 1, 2, 3]}}",
+        "model.convention={codes: {stride: 64, sizes: [64, 64, 64, 64], layers: [1, 2, 3, 4], "
+        "frame: [0, 1, 2, 3]}}",
     ]
 
 

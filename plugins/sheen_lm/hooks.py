@@ -35,7 +35,7 @@ TINY = (
 
 def describe(
     options: type[Options], name: str, tiny: Callable[[Path], Sequence[str]],
-    recipe: Recipe[Options] | None,
+    recipe: Recipe[Any] | None,
 ) -> BackboneSpec:  # fmt: skip
     """What the recipe's codec and convention make of the backbone, by default those of SNAC."""
     from sheen_lm import codecs
@@ -66,9 +66,7 @@ def describe(
 # --- data -----------------------------------------------------------------------------------------
 
 
-def prepare(
-    recipe: Recipe[Options], clips: Iterable[Clip], artifacts: Path
-) -> Iterator[Row | Skip]:
+def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iterator[Row | Skip]:
     """Codes, a clip at a time; clips that are too long for a row are left out and counted."""
     from sheen_lm import codecs, layout
 
@@ -109,9 +107,7 @@ def codec_of(options: Options, revision: str | None = None) -> Any:
     return codec
 
 
-def collate(
-    recipe: Recipe[Options], rows: Sequence[Row], seed: int | None, artifacts: Path
-) -> Batch:
+def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None, artifacts: Path) -> Batch:
     from sheen_lm import batches, layout
 
     options = recipe.model
@@ -129,7 +125,7 @@ def collate(
 # --- the model ------------------------------------------------------------------------------------
 
 
-def load(recipe: Recipe[Options], checkpoint: Path | None) -> "CodesLM":
+def load(recipe: Recipe[Any], checkpoint: Path | None) -> "CodesLM":
     """To speak with: in bfloat16 on a GPU, in float32 elsewhere."""
     import torch
 
@@ -139,7 +135,7 @@ def load(recipe: Recipe[Options], checkpoint: Path | None) -> "CodesLM":
     return model.eval()
 
 
-def opened(recipe: Recipe[Options], checkpoint: Path | None, kind: Any) -> "CodesLM":
+def opened(recipe: Recipe[Any], checkpoint: Path | None, kind: Any) -> "CodesLM":
     """The base, extended, or a checkpoint; adapters are attached."""
     from sheen_lm import adapters, layout, vocabulary
     from sheen_lm.model import CodesLM
@@ -187,7 +183,7 @@ def loss(model: Any, batch: Batch, trace: bool) -> Loss:
     return Loss({TERM: Term(scored.total)}, {}, logits)
 
 
-def train(recipe: Recipe[Options], run: Run) -> None:
+def train(recipe: Recipe[Any], run: Run) -> None:
     import torch
 
     from sheen_lm import adapters, codecs
@@ -212,7 +208,7 @@ def train(recipe: Recipe[Options], run: Run) -> None:
 
 
 def synth(
-    recipe: Recipe[Options], model: "CodesLM", requests: Iterable[Request], trace: bool
+    recipe: Recipe[Any], model: "CodesLM", requests: Iterable[Request], trace: bool
 ) -> Iterator[Audio]:
     from sheen_lm import voice
 

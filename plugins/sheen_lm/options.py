@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from sheen_cli import Section
 from sheen_lm.convention import Convention
 from sheen_lm.families import FAMILIES, family
+from sheen_lm.vocabulary import Init
 
 
 class Lora(Section):
@@ -27,7 +28,7 @@ class Options(Section):
     lora: Lora | None = None  # None: all weights are trained, but for what `freeze` names
     freeze: tuple[str, ...] = ()  # patterns of the model's parameters
     rows_learning_rate: PositiveFloat | None = None  # of the tables; None: the recipe's
-    new_rows: Literal["mean", "normal", "zero"] = "mean"  # how tokens that are added begin
+    new_rows: Init = "mean"  # how tokens that are added begin
     gradient_checkpointing: bool = False  # compute layers twice to hold less of them
     audio_only: bool = False  # choose among code tokens and the end alone, in the loss
     longest: PositiveInt = 4096  # tokens of a row

@@ -1,5 +1,5 @@
-"""Qwen3 and SNAC at 24 kHz: text, then seven tokens for every frame of 85 ms. Any causal language model
-of transformers can be its base; how a sequence is written is the recipe's choice.
+"""Qwen3 and SNAC at 24 kHz: text, then seven tokens for every frame of 85 ms. Any causal language
+model of transformers can be its base; how a sequence is written is the recipe's choice.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
