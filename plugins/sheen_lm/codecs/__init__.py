@@ -1,0 +1,16 @@
+"""Codecs: speech to frames of codes and back, by SNAC, Mimi, DAC, EnCodec and XCodec2.
+
+Other packages and their weights do the work; here is what all of them need to be codecs of speech
+language models: whole frames, float32, codes that are checked, and a note of which codec made them.
+"""
+
+from sheen_lm.codecs.codec import Codec as Codec
+from sheen_lm.codecs.codec import Parts as Parts
+from sheen_lm.codecs.codec import constant as constant
+from sheen_lm.codecs.codec import encoded as encoded
+from sheen_lm.codecs.codec import verified as verified
+from sheen_lm.codecs.record import check as check
+from sheen_lm.codecs.record import note as note
+from sheen_lm.codecs.record import revision as revision
+from sheen_lm.codecs.source import KINDS as KINDS
+from sheen_lm.codecs.source import load as load

@@ -1,0 +1,218 @@
+"""A codec as the rest sees it: clips to frames of codes and back, all in float32.
+
+Clips are filled up to whole frames with silence. On a CPU each is encoded by itself: these codecs
+are not causal, so what a batch pads a clip with would change its last codes. On a GPU clips of
+equally many frames share a batch, where no padding of another's is seen.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sheen_cli import Clip, SheenError
+
+WINDOW = 256  # clips that are sorted by length before they are cut into batches
+SEED = 0  # of what a decoder draws: the same codes always sound the same
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a package's model is to us.
+
+    `rate` in Hz, `samples` of a frame, `sizes` of the codebooks, the columns of the codes, and
+    `layers`, the model's layer of each, counted from 1. `hear`: sound (B, 1, frames * samples) ->
+    codes (B, frames, codebooks); `say`: codes (1, frames, codebooks) -> sound (1, about frames *
+    samples).
+    """
+
+    library: str  # "snac 1.2.1"
+    rate: int
+    samples: int
+    sizes: tuple[int, ...]
+    layers: tuple[int, ...]
+    hear: Callable[[Tensor], Tensor]
+    say: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One codec, loaded. `sha256` is its weights'; `revision` the Hub's commit that they are of."""
+
+    name: str
+    sha256: str
+    revision: str | None
+    device: str
+    parts: Parts
+
+    @property
+    def rate(self) -> int:
+        return self.parts.rate
+
+    @property
+    def samples(self) -> int:
+        """Samples of a frame."""
+        return self.parts.samples
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.parts.sizes
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.parts.layers
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.rate / self.samples
+
+    def encode(self, audio: np.ndarray, rate: int | None = None) -> np.ndarray:
+        """Sound (n,) -> codes (ceil(n / samples), codebooks) int64. Raises SheenError where `rate`,
+        if given, is not the codec's, or the sound is no sound.
+        """
+        (codes,) = self.encode_all([audio], rate)
+        return codes
+
+    def encode_all(
+        self, sounds: Sequence[np.ndarray], rate: int | None = None, seconds: float = 0
+    ) -> list[np.ndarray]:
+        """Several sounds; on a GPU in batches of equally many frames, `seconds` of sound at most,
+        or one.
+        """
+        whole = [self._whole(sound, rate) for sound in sounds]
+        found = [np.zeros((0, len(self.sizes)), np.int64) for _ in whole]
+        most = seconds * self.rate if self.device == "cuda" else 0
+        for batch in batches([len(sound) for sound in whole], most):
+            stacked = torch.from_numpy(np.stack([whole[number] for number in batch]))
+            with exactly(self.device):
+                codes = self.parts.hear(stacked[:, None].to(self.device)).cpu().numpy()
+            for number, each in zip(batch, codes, strict=True):
+                found[number] = each.astype(np.int64)
+        return found
+
+    def decode(self, codes: np.ndarray, where: str = "codes") -> np.ndarray:
+        """Codes (frames, codebooks) -> sound (frames * samples,) float32 in -1..1. Raises
+        SheenError, naming `where`, for codes that this codec cannot have made.
+        """
+        known = verified(codes, self.sizes, self.layers, f"{where} for {self.name}")
+        length = len(known) * self.samples
+        if not length:
+            return np.zeros(0, np.float32)
+        with exactly(self.device):
+            said = self.parts.say(torch.from_numpy(known)[None].to(self.device))
+        sound: np.ndarray = said[0].float().cpu().numpy()[:length].clip(-1, 1)
+        return np.pad(sound, (0, length - len(sound)))  # DAC's odd strides leave out the last ones
+
+    def _whole(self, sound: np.ndarray, rate: int | None) -> np.ndarray:
+        if rate is not None and rate != self.rate:
+            raise SheenError(f"{self.name} hears sound at {self.rate} Hz, not at {rate}; resample")
+        if sound.ndim != 1:
+            raise SheenError(f"{self.name} hears one channel (n,), not an array {sound.shape}")
+        if not np.isfinite(sound).all():
+            raise SheenError(f"{self.name} was given sound with samples that are no numbers")
+        return np.pad(sound, (0, -len(sound) % self.samples)).astype(np.float32)
+
+
+def verified(
+    codes: np.ndarray, sizes: Sequence[int], layers: Sequence[int], where: str
+) -> np.ndarray:
+    """The codes (frames, codebooks), whole numbers of which column i is below `sizes[i]`, as int64.
+    Raises SheenError that names `where`, the codebook and the first code that does not fit.
+    """
+    codes = np.asarray(codes)
+    if codes.size == 0:
+        return np.zeros((0, len(sizes)), np.int64)
+    if codes.ndim != 2 or codes.shape[1] != len(sizes):
+        raise SheenError(
+            f"{where}: {len(sizes)} codebooks are needed, frames x codebooks, but the codes are "
+            f"{' x '.join(map(str, codes.shape))}; they are another codec's"
+        )
+    if codes.dtype.kind not in "iu":
+        raise SheenError(f"{where}: codes are whole numbers, not {codes.dtype}")
+    wrong = (codes < 0) | (codes >= np.asarray(sizes))
+    if wrong.any():
+        frame, book = map(int, np.argwhere(wrong)[0])
+        raise SheenError(
+            f"{where}: codebook {book} (layer {layers[book]}) holds {codes[frame, book]} in frame "
+            f"{frame}, but its codes are 0 to {sizes[book] - 1}; they are another codec's, or "
+            f"damaged"
+        )
+    return codes.astype(np.int64)
+
+
+def constant(codes: np.ndarray) -> bool:
+    """Whether a clip's codes never change, as of silence or of a broken codec."""
+    return len(codes) < 2 or bool((codes == codes[0]).all())
+
+
+def encoded(
+    codec: Codec, clips: Iterable[Clip], seconds: float = 0
+) -> Iterator[tuple[Clip, np.ndarray]]:
+    """Every clip with its codes, in order; those that the source brings are checked and taken.
+    Batches on a GPU hold `seconds` of sound at most. Raises SheenError.
+    """
+    size = WINDOW if seconds and codec.device == "cuda" else 1
+    stream = iter(clips)
+    while some := list(islice(stream, size)):
+        silent = [clip for clip in some if clip.codes is None]
+        for clip in silent:
+            if clip.rate != codec.rate:
+                raise SheenError(
+                    f"{clip.id}: {codec.name} hears sound at {codec.rate} Hz, not at {clip.rate}"
+                )
+        made = iter(codec.encode_all([clip.audio for clip in silent], seconds=seconds))
+        for clip in some:
+            if clip.codes is None:
+                yield clip, next(made)
+            else:
+                where = f"{clip.id}, codes for {codec.name}"
+                yield clip, verified(clip.codes, codec.sizes, codec.layers, where)
+
+
+def batches(lengths: Sequence[int], most: float) -> Iterator[list[int]]:
+    """The numbers of equally long sounds together, in samples `most` at most or one; empty sounds
+    are in none.
+    """
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: lengths[number]):
+        length = lengths[number]
+        if not length:
+            continue
+        if batch and (length != lengths[batch[0]] or (len(batch) + 1) * length > most):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def exactly(device: str) -> Iterator[None]:
+    """Float32 all through, whatever the training around has set: no autocast, no TF32; and with
+    random numbers of its own, which leave the training's as they are.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(device, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+            seeded(device),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def seeded(device: str) -> Iterator[None]:
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(SEED)
+        yield
