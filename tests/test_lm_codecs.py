@@ -396,6 +396,8 @@ def test_snac_is_converted_once_and_known_by_its_weights(
 
 ASK = """
 import sys
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE = "offline" in sys.argv
 from sheen_cli import SheenError
 from sheen_lm import codecs
 try:
@@ -418,11 +420,12 @@ def test_codecs_of_the_hub(
     with ExitStack() as until_the_end:
         with FakeHub(root) as hub:
             environment = hub.env(tmp_path / "cache")
-            warm = Warm(tmp_path, "sheen_lm.codecs", "snac", environment=environment)
+            modules = ("sheen_lm.codecs", "snac", "transformers.models.mimi.modeling_mimi")
+            warm = Warm(tmp_path, *modules, environment=environment)
             until_the_end.enter_context(warm)
 
-            def answer(source: str, revision: str = "") -> str:
-                command = [warm.python, "-c", ASK, source, revision]
+            def answer(source: str, revision: str = "", how: str = "online") -> str:
+                command = [warm.python, "-c", ASK, source, revision, how]
                 done = subprocess.run(command, env=environment, capture_output=True, text=True)
                 assert done.returncode == 0, done.stderr
                 return done.stdout.strip()
@@ -432,9 +435,9 @@ def test_codecs_of_the_hub(
                 assert sha256 == loaded[kind].sha256 and len(commit) == 40
             assert "me/empty: it holds no config.json" in answer("me/empty")
             assert "codec me/none cannot be downloaded: 4" in answer("me/none")
-        assert answer("me/snac", said["snac"][1]).split() == said["snac"]
-        assert answer("me/mimi").split() == said["mimi"]
-        gone = answer("me/none")
+        assert answer("me/snac", said["snac"][1]).split() == said["snac"]  # asks nobody
+        assert answer("me/mimi", "", "offline").split() == said["mimi"]
+        gone = answer("me/none", "", "offline")
         assert "config.json is not on this machine and cannot be downloaded now" in gone
 
 
