@@ -17,7 +17,7 @@ import soundfile
 import torch
 from fakehub import FakeHub
 from safetensors.torch import load_file
-from tiny_codecs import write_snac, write_stock
+from tiny_codecs import write
 from warm import Warm
 
 from sheen_cli import Clip, SheenError
@@ -44,9 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("codecs")
-    return {"snac": write_snac(root / "snac")} | {
-        kind: write_stock(kind, root / kind) for kind in STOCK
-    }
+    return {kind: write(kind, root / kind) for kind in ALL}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +144,9 @@ def test_an_encodec_cuts_the_next_larger_bandwidth(
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_what_a_codec_says_of_itself(kind: str, loaded: dict[str, codecs.Codec]) -> None:
+def test_what_a_codec_says_of_itself(
+    kind: str, folders: dict[str, Path], loaded: dict[str, codecs.Codec]
+) -> None:
     codec = loaded[kind]
     sizes = {"snac": 4096}.get(kind, 64)
     assert (codec.name, codec.rate, codec.samples) == (kind, 24_000, SAMPLES[kind])
@@ -155,6 +155,22 @@ def test_what_a_codec_says_of_itself(kind: str, loaded: dict[str, codecs.Codec])
     assert codec.layers == layers.get(kind, tuple(range(1, BOOKS[kind] + 1)))
     assert codec.frame_rate == {"snac": 11.71875, "mimi": 12.5}.get(kind, 75)
     assert codec.revision is None
+    told = codecs.shape(str(folders[kind]))
+    assert (told.rate, told.samples) == (codec.rate, codec.samples)
+
+
+def test_the_time_of_known_codecs_is_told_without_them(tmp_path: Path) -> None:
+    told = codecs.shape("kyutai/mimi")
+    assert (told.rate, told.samples) == (24_000, 1_920)
+    (tmp_path / "config.json").write_text('{"model_type": "dac"}', "utf-8")
+    with pytest.raises(SheenError, match=r"config\.json has no 'downsampling_ratios'"):
+        codecs.shape(str(tmp_path))
+    code = (
+        "import sys; from sheen_lm import codecs; codecs.shape('kyutai/mimi');"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 # --- lengths, batches, precision ------------------------------------------------------------------
@@ -380,7 +396,7 @@ def test_snac_is_converted_once_and_known_by_its_weights(
     copy = codecs.load(str(shutil.copytree(folders["snac"], tmp_path / "copy")))
     assert copy.sha256 == loaded["snac"].sha256
     assert set((home / "sheen").iterdir()) == first
-    other = codecs.load(str(write_snac(tmp_path / "other", seed=1)))
+    other = codecs.load(str(write("snac", tmp_path / "other", seed=1)))
     assert other.sha256 != copy.sha256
     (new,) = set((home / "sheen").iterdir()) - first
     pickled = torch.load(tmp_path / "other" / "pytorch_model.bin", weights_only=True)
@@ -517,7 +533,7 @@ def test_damaged_and_foreign_weights_are_said_in_one_line(
 
 
 def test_codecs_of_music_and_of_other_versions(tmp_path: Path) -> None:
-    stereo = write_stock("encodec", tmp_path / "stereo", audio_channels=2)
+    stereo = write("encodec", tmp_path / "stereo", audio_channels=2)
     assert "is an EnCodec of stereo or of scaled pieces" in refused(str(stereo))
     (tmp_path / "config.json").write_text('{"model_type": "xcodec2"}', "utf-8")
     line = refused(str(tmp_path))

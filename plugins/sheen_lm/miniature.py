@@ -55,26 +55,46 @@ def tokenizer(kind: Literal["qwen3", "llama"]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, **special)
 
 
-def snac(folder: Path) -> Path:
+def snac(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """As hubertsiuzdak/snac_24khz lies on the Hub. Needs the package snac."""
     import torch
     from snac import SNAC as Model
 
+    config = {**SNAC, **changes}
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Model(**SNAC)
-    (folder / "config.json").write_text(json.dumps(SNAC), "utf-8")
+        torch.manual_seed(seed)
+        model = enlivened(Model(**config))
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     return folder
 
 
-def mimi(folder: Path) -> Path:
+def mimi(folder: Path, seed: int = 0, **changes: Any) -> Path:
     import torch
     from transformers import MimiConfig, MimiModel
 
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MimiModel(MimiConfig(**MIMI))
+        torch.manual_seed(seed)
+        model = enlivened(MimiModel(MimiConfig(**{**MIMI, **changes})))
     model.save_pretrained(folder)
     return folder
+
+
+def enlivened(codec: Any) -> Any:
+    """Make different sounds different codes: no biases, which would drown out the sound, and
+    codebooks of noise as loud as what they are compared with.
+    """
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in [*codec.named_parameters(), *codec.named_buffers()]:
+            if (name.startswith("encoder") and name.endswith("bias")) or ".in_proj.bias" in name:
+                tensor.zero_()
+            elif name.endswith(".embed_sum"):  # Mimi's
+                tensor.normal_()
+            elif name.endswith(".embed"):  # EnCodec's
+                tensor.normal_(std=5e-4)
+            elif name.endswith(("cluster_usage", "cluster_size")):
+                tensor.fill_(1.0)
+    return codec

@@ -212,7 +212,9 @@ def exactly(device: str) -> Iterator[None]:
 
 @contextmanager
 def seeded(device: str) -> Iterator[None]:
-    devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(SEED)
+    """Random numbers from SEED on, for the block alone."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if device == "cuda" else []):
+        torch.default_generator.manual_seed(SEED)  # torch.manual_seed would seed all GPUs, too
+        if device == "cuda":
+            torch.cuda.manual_seed(SEED)
         yield

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sheen_cli import SheenError
-from sheen_lm.codecs.codec import Parts, seeded
+from sheen_lm.codecs.codec import Parts
 from sheen_lm.codecs.source import PICKLED, WEIGHTS, Source, one_line
 
 COUNTS = (1, 2, 4)  # codes a frame of each layer of the codec for speech
@@ -47,8 +47,7 @@ def load(source: Source, device: str, codebooks: int | None) -> tuple[Parts, str
     weights = source.need(PICKLED, WEIGHTS)
     if weights.name == PICKLED:
         weights = converted(weights)
-    with seeded("cpu"):  # the weights that it draws are not used
-        model = built(SNAC, source, weights).to(device).eval().requires_grad_(False)
+    model = built(SNAC, source, weights).to(device).eval().requires_grad_(False)
 
     def hear(sound: Tensor) -> Tensor:
         return joined(model.encode(sound), counts)

@@ -4,15 +4,37 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sheen_cli import SheenError
-from sheen_lm.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from sheen_lm.codecs.codec import Codec
 
 KINDS = ("snac", "mimi", "dac", "encodec", "xcodec2")
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 FEATURES = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A codec's time: `rate` in Hz, `samples` of a frame."""
+
+    rate: int
+    samples: int
+
+
+KNOWN = {  # so that what a backbone is can be told before anything is downloaded
+    "hubertsiuzdak/snac_24khz": Shape(24_000, 2_048),
+    "kyutai/mimi": Shape(24_000, 1_920),
+    "facebook/encodec_24khz": Shape(24_000, 320),
+    "descript/dac_16khz": Shape(16_000, 320),
+    "descript/dac_24khz": Shape(24_000, 320),
+    "descript/dac_44khz": Shape(44_100, 512),
+    "HKUSTAudio/xcodec2-hf": Shape(16_000, 320),
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +58,7 @@ class Source:
 @cache
 def load(
     source: str, kind: str = "auto", revision: str | None = None, codebooks: int | None = None
-) -> Codec:
+) -> "Codec":
     """The codec of a folder or a Hub id, on a GPU where there is one.
 
     `kind` is one of KINDS, or "auto" for what config.json says. `revision` is the commit that rows
@@ -45,6 +67,9 @@ def load(
     """
     import torch
 
+    from sheen_lm.codecs import snac, stock
+    from sheen_lm.codecs.codec import Codec, seeded
+
     if kind not in ("auto", *KINDS):
         raise SheenError(f"codec kind '{kind}' is unknown; known are auto, {', '.join(KINDS)}")
     found = opened(source, revision)
@@ -52,15 +77,31 @@ def load(
     if kind not in ("auto", name):
         raise SheenError(f"codec {source} is of the kind {name}, not {kind}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "snac":
-        from sheen_lm.codecs import snac
-
-        parts, sha256 = snac.load(found, device, codebooks)
-    else:
-        from sheen_lm.codecs import stock
-
-        parts, sha256 = stock.load(name, found, device, codebooks)
+    with seeded("cpu"):  # both draw weights that are not used
+        if name == "snac":
+            parts, sha256 = snac.load(found, device, codebooks)
+        else:
+            parts, sha256 = stock.load(name, found, device, codebooks)
     return Codec(name, sha256, found.revision, device, parts)
+
+
+def shape(source: str) -> Shape:
+    """The time of a codec by its config.json alone. Raises SheenError."""
+    if source in KNOWN and not Path(source).is_dir():
+        return KNOWN[source]
+    found = opened(source, None)
+    kind, config = kind_of(found), found.config
+    try:
+        if kind == "snac":
+            samples = prod(config["encoder_rates"]) * max(config["vq_strides"])
+        elif kind == "mimi":
+            samples = 2 * prod(config["upsampling_ratios"])  # its steps are joined by twos
+        else:
+            key = "upsampling_ratios" if kind == "encodec" else "downsampling_ratios"
+            samples = prod(config[key])
+        return Shape(int(config["sampling_rate"]), samples)
+    except KeyError as error:
+        raise SheenError(f"codec {source}: its config.json has no {error}") from None
 
 
 def kind_of(source: Source) -> str:
