@@ -11,16 +11,20 @@ if TYPE_CHECKING:
     from sheen_cli.console import say as say
     from sheen_cli.console import warn as warn
     from sheen_cli.errors import SheenError as SheenError
+    from sheen_cli.files import replacing as replacing
     from sheen_cli.hookspecs import hookimpl as hookimpl
     from sheen_cli.optimization import Group as Group
     from sheen_cli.recipe import Recipe as Recipe
     from sheen_cli.recipe import Section as Section
+    from sheen_cli.sources.hub import HubSet as HubSet
     from sheen_cli.training import Run as Run
     from sheen_cli.types import Audio as Audio
     from sheen_cli.types import BackboneSpec as BackboneSpec
     from sheen_cli.types import Batch as Batch
     from sheen_cli.types import Clip as Clip
+    from sheen_cli.types import Corpus as Corpus
     from sheen_cli.types import Entry as Entry
+    from sheen_cli.types import Filled as Filled
     from sheen_cli.types import Loss as Loss
     from sheen_cli.types import Measured as Measured
     from sheen_cli.types import Reference as Reference
@@ -40,6 +44,8 @@ _HOME = {
     "load_audio": "audio:load",
     "Rejected": "audio",
     "hookimpl": "hookspecs",
+    "replacing": "files",
+    "HubSet": "sources.hub",
     "Recipe": "recipe",
     "Section": "recipe",
     "Group": "optimization",
@@ -50,7 +56,9 @@ _HOME = {
             "BackboneSpec",
             "Batch",
             "Clip",
+            "Corpus",
             "Entry",
+            "Filled",
             "Loss",
             "Measured",
             "Reference",

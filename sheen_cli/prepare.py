@@ -27,9 +27,10 @@ from sheen_cli.files import (
 from sheen_cli.recipe import Recipe
 from sheen_cli.sources import Source
 from sheen_cli.splits import SPLITS, Kept, assign
-from sheen_cli.types import Row, Skip
+from sheen_cli.types import Corpus, Row, Skip
 
 UNFINISHED = ".unfinished"  # marks a folder that sheen is filling
+CORPUS = "corpus"  # the folder of what a corpus's rows point to
 AUDIO, OURS = "audio", ".sheen"  # the folder of kept recordings, and what marks it as ours
 
 
@@ -41,6 +42,8 @@ def prepare(
     A finished folder made from the same settings is kept; one made from others is refused unless
     `overwrite`.
     """
+    if backbone.spec.corpus is not None:
+        return prepare_corpus(recipe, backbone, backbone.spec.corpus(recipe), out, overwrite)
     if recipe.data.dataset is None:
         raise SheenError(
             "which data? give --dataset PATH (the recipe's data.dataset is empty); see "
@@ -68,6 +71,48 @@ def prepare(
         return finished or fill(recipe, backbone, clips, out, made_from)
 
 
+def prepare_corpus(
+    recipe: Recipe[Any], backbone: Backbone, corpus: Corpus, out: Path, overwrite: bool
+) -> dict[str, Any]:
+    """The same of a corpus, which the backbone reads by itself."""
+    if recipe.data.dataset is not None:
+        raise SheenError(
+            f"--dataset {recipe.data.dataset}: by this recipe {backbone.name} reads what its "
+            f"section `model` names; leave the data set out"
+        )
+    made_from = {**request(recipe, backbone), "source": dict(corpus.origin)}
+    if (finished := already(out, made_from, overwrite)) is not None:
+        return finished
+    refuse_foreign(out)
+    with locks.hold(out):
+        if (finished := already(out, made_from, overwrite)) is not None:
+            return finished
+        if overwrite:
+            remove(out / CORPUS)
+        write_text(out / UNFINISHED, "")
+        with building(out / "artifacts") as artifacts:
+            filled = corpus.fill(out / CORPUS, artifacts)
+        (out / rows.MANIFEST).unlink(missing_ok=True)
+        report = {}
+        for name in SPLITS:
+            clear_rows(out / f"{name}.jsonl")
+            if name in filled.rows:
+                lines = map(rows.encode, filled.rows[name])
+                report[name] = write_rows(out / f"{name}.jsonl", lines)
+        (out / "rejected.jsonl").unlink(missing_ok=True)  # of clips; a corpus counts its own
+        value = {
+            **head(backbone, made_from),
+            "splits": report,
+            "read": filled.read,
+            "rejected": dict(filled.rejected),
+            "artifacts": digests(out / "artifacts"),
+            "corpus": dict(filled.facts),
+        }
+        write_json(out / rows.MANIFEST, value)
+        (out / UNFINISHED).unlink()
+        return value
+
+
 def ensure(recipe: Recipe[Any], backbone: Backbone, out: Path) -> None:
     """Prepare, unless `out` holds finished data of these settings; the Hub is not asked whether its
     set has changed since. Of several processes the first works and the others wait.
@@ -93,13 +138,7 @@ def fill(
     kept = spool(recipe, backbone, clips, out)
     refused = write_rejected(out / "rejected.jsonl", clips.rejected)
     value = {
-        "format": FORMAT,
-        "sheen": __version__,
-        "backbone": backbone.name,
-        "made_from": made_from,
-        "sample_rate": backbone.spec.sample_rate,
-        "frame_rate": backbone.spec.frame_rate,
-        "codebooks": backbone.spec.codebooks,
+        **head(backbone, made_from),
         "splits": write_splits(recipe, kept, out),
         "read": len(kept) + sum(refused.values()),
         "rejected": refused,
@@ -109,6 +148,19 @@ def fill(
     write_json(out / rows.MANIFEST, value)
     (out / UNFINISHED).unlink()
     return value
+
+
+def head(backbone: Backbone, made_from: dict[str, Any]) -> dict[str, Any]:
+    """What dataset.json says of where the rows come from."""
+    return {
+        "format": FORMAT,
+        "sheen": __version__,
+        "backbone": backbone.name,
+        "made_from": made_from,
+        "sample_rate": backbone.spec.sample_rate,
+        "frame_rate": backbone.spec.frame_rate,
+        "codebooks": backbone.spec.codebooks,
+    }
 
 
 def already(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -138,8 +190,13 @@ def guard(out: Path, source: Source) -> None:
         and not (out / AUDIO / OURS).exists()
     ):
         raise SheenError(f"{out / AUDIO} holds what sheen did not write; choose another folder")
+    refuse_foreign(out)
+
+
+def refuse_foreign(out: Path) -> None:
+    """Refuse to write over what lies in `out` under our names and is not ours."""
     ours = (out / rows.MANIFEST).is_file() or (out / UNFINISHED).is_file()
-    names = [*(f"{name}.jsonl" for name in SPLITS), "rejected.jsonl", "artifacts", "spool"]
+    names = [*(f"{name}.jsonl" for name in SPLITS), "rejected.jsonl", "artifacts", "spool", CORPUS]
     if not ours and (there := [name for name in names if (out / name).exists()]):
         raise SheenError(
             f"{out} holds {', '.join(there)} that sheen did not make; choose another folder"
@@ -271,10 +328,8 @@ def write_splits(recipe: Recipe[Any], kept: list[Kept], out: Path) -> dict[str, 
     with (out / "spool").open("rb") as stream:
         for name in SPLITS:
             mine = [row for row, place in zip(kept, places, strict=True) if place == name]
-            path = out / f"{name}.jsonl"
             if not mine:
-                path.unlink(missing_ok=True)
-                rows.index_path(path).unlink(missing_ok=True)
+                clear_rows(out / f"{name}.jsonl")
                 continue
 
             def lines(mine: list[Kept] = mine) -> Iterator[bytes]:
@@ -282,15 +337,24 @@ def write_splits(recipe: Recipe[Any], kept: list[Kept], out: Path) -> dict[str, 
                     stream.seek(row.offset)
                     yield stream.read(row.size)
 
-            rows.write(path, lines())
-            seconds = sum(row.seconds for row in mine)
-            report[name] = {
-                "rows": len(mine),
-                "hours": round(seconds / 3600, 4),
-                "sha256": sha256(path),
-            }
+            report[name] = write_rows(
+                out / f"{name}.jsonl", lines(), sum(row.seconds for row in mine)
+            )
     (out / "spool").unlink()
     return report
+
+
+def write_rows(path: Path, lines: Iterator[bytes], seconds: float | None = None) -> dict[str, Any]:
+    """Write one split's rows; their number, hours (by the index, where not given) and hash."""
+    count = rows.write(path, lines)
+    if seconds is None:
+        seconds = float(rows.read_index(path)["seconds"].sum(dtype=float))
+    return {"rows": count, "hours": round(seconds / 3600, 4), "sha256": sha256(path)}
+
+
+def clear_rows(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    rows.index_path(path).unlink(missing_ok=True)
 
 
 def clear_audio(folder: Path, used: set[Path]) -> None:

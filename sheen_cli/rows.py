@@ -8,6 +8,7 @@ derived and rebuilt at will.
 
 import json
 import os
+import struct
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,16 +28,14 @@ INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4"), ("seconds"
 
 def write(path: Path, lines: Iterator[bytes]) -> int:
     """Write encoded rows and their index; returns the number of rows."""
-    entries, offset = [], 0
+    entries, offset = bytearray(), 0
     with replacing(path) as stream:
         for line in lines:
             stream.write(line)
-            entries.append(
-                (offset, len(line), zlib.crc32(line), json.loads(line).get("duration") or 0.0)
-            )
+            seconds = json.loads(line).get("duration") or 0.0
+            entries += struct.pack("<QIIf", offset, len(line), zlib.crc32(line), seconds)
             offset += len(line)
-    write_index(path, entries)
-    return len(entries)
+    return len(write_index(path, np.frombuffer(entries, INDEX)))
 
 
 def encode(row: Row) -> bytes:
@@ -49,8 +48,7 @@ def encode(row: Row) -> bytes:
         raise ValueError(str(error)) from None
 
 
-def write_index(path: Path, entries: Sequence[tuple[int, int, int, float]]) -> np.ndarray:
-    index = np.array(entries, INDEX)
+def write_index(path: Path, index: np.ndarray) -> np.ndarray:
     with replacing(index_path(path)) as stream:
         np.save(stream, index)
     return index
@@ -85,7 +83,7 @@ def read_index(path: Path, keep: bool = True) -> np.ndarray:
             offset += len(line)
     if keep:
         with suppress(OSError):  # a read-only folder: the index is only a convenience
-            return write_index(path, entries)
+            return write_index(path, np.array(entries, INDEX))
     return np.array(entries, INDEX)
 
 
@@ -145,6 +143,8 @@ class Rows(Sequence[Row]):
             and (problem := bad_codes(row["audio_codes"], self.codebooks))
         ):
             raise SheenError(f"{self.path}:{position + 1}: {problem}")
+        if "beside" in row:  # kept relative, so that a data folder can be moved
+            row["beside"] = str(self.path.parent / row["beside"])
         return row
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 API = 1  # of the hooks; raised when a hook changes in a way that implementations notice
 
-# One JSON object of a rows file; "audio_codes", where present, is frames x codebooks.
+# One JSON object of a rows file; "audio_codes", where present, is frames x codebooks, and "beside"
+# a file, given from the rows' folder in the file and as a path that can be opened in memory.
 Row = dict[str, Any]
 
 
@@ -77,6 +78,30 @@ class Skip:
 
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a corpus became: its rows by split, to be iterated once, train among them; how many
+    items were read, how many refused for which reason; and what else its manifest is to say.
+    """
+
+    rows: Mapping[str, Iterable[Row]]
+    read: int
+    rejected: Mapping[str, int]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Rows that are made of no clips, as windows of packed text and speech are. `origin` tells what
+    they are made from; data made from another is refused. `fill(folder, artifacts)` is given a
+    folder for what rows point to (row["beside"], a path from the data's folder), in which it goes
+    on where it was killed, and the one that every checkpoint takes along.
+    """
+
+    origin: Mapping[str, Any]
+    fill: Callable[[Path, Path], Filled]
 
 
 @dataclass(frozen=True)
@@ -193,6 +218,7 @@ class BackboneSpec:
                   clips bring none
     datasets      data sets that the package embeds: name -> function of the recipe that lists the
                   entries
+    corpus        in place of the hook `prepare`, for a recipe whose rows are made of no clips
     tiny          settings with which two short clips are learnt by heart in seconds on a CPU and
                   offline, for the contract kit and `sheen doctor`; it may write a base model to
                   the folder that it is given
@@ -214,6 +240,7 @@ class BackboneSpec:
     reads: tuple[str, ...] = ()
     takes_codes: bool = False
     datasets: Mapping[str, Callable[[Recipe[Any]], Iterable[Entry]]] = field(default_factory=dict)
+    corpus: Callable[[Recipe[Any]], Corpus] | None = None
     tiny: Callable[[Path], Sequence[str]] | None = None
     stacks: Sequence[Mapping[str, str]] = ()
     check: Callable[[Recipe[Any], str, Clip | None, Path], Iterable[Measured]] | None = None

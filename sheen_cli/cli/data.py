@@ -69,7 +69,8 @@ def prepare(
     refused = sum(manifest["rejected"].values())
     console.result(
         f"{manifest['read']} read, {refused} rejected"
-        + (f" ({tally(manifest['rejected'])}), see {out}/rejected.jsonl" if refused else "")
+        + (f" ({tally(manifest['rejected'])})" if refused else "")
+        + (f", see {out}/rejected.jsonl" if refused and "corpus" not in manifest else "")
     )
 
 

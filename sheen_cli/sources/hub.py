@@ -6,12 +6,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sheen_cli import console, logins
 from sheen_cli.audio import Rejected
 from sheen_cli.errors import SheenError
-from sheen_cli.recipe import Data
 from sheen_cli.sources.columns import SPLITS
 
 PAUSES = (1, 2, 4, 8)  # seconds between attempts; reading on has the libraries' own, longer ones
@@ -21,10 +20,21 @@ BUSY = {408, 429, 500, 502, 503, 504}
 Answer = TypeVar("Answer")
 
 
+class Choice(Protocol):
+    """Which rows of a set: the recipe's section `data`, or another one with these keys."""
+
+    @property
+    def config(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def split(self) -> str | None: ...
+
+
 class HubSet:
     """The rows of USER/NAME at one commit. Nothing is asked before it is needed."""
 
-    def __init__(self, name: str, data: Data) -> None:
+    def __init__(self, name: str, data: Choice) -> None:
         self.name, self.data = name, data
 
     def origin(self) -> dict[str, Any]:

@@ -1,0 +1,215 @@
+"""Which window comes when: sources mixed by tokens, languages balanced, and the order a pure
+function of (seed, epoch, position), so that a resumed training looks nothing up and skips nothing.
+
+An epoch has a fixed number of windows of every source and language. They are drawn without
+repetition until all have been drawn, over the ends of epochs, and shuffled together.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from sheen_cli import SheenError
+
+ROUNDS = 6  # of the Feistel network; four mix, two more for the smallest halves
+CLOSE = 0.01  # how far a realised share may be from the wanted one, of it, before it is said
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Windows of one source and language, and the tokens in them."""
+
+    source: str
+    language: str
+    windows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What a source is mixed by: a fixed `share` of all tokens, or a `weight` among those sources
+    that divide what is left; neither: its tokens are its weight.
+    """
+
+    weight: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stratum's part in the mixture: the share of tokens that it is to have, and the number of
+    its windows in an epoch.
+    """
+
+    stratum: Stratum
+    share: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The order of windows, epoch by epoch."""
+
+    parts: tuple[Part, ...]
+    seed: int
+
+    def __len__(self) -> int:
+        """Windows of an epoch."""
+        return int(self._ends[-1])
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([part.count for part in self.parts])
+
+    def at(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each position (n,) of an epoch the number of its part and of the window in it."""
+        slots = permuted(positions, len(self), self.seed, epoch)
+        numbers = np.searchsorted(self._ends, slots, side="right")
+        windows = np.empty_like(slots)
+        for number, part in enumerate(self.parts):
+            mine = np.flatnonzero(numbers == number)
+            first = self._ends[number] - part.count
+            windows[mine] = self._drawn(part, epoch * part.count + slots[mine] - first)
+        return numbers, windows
+
+    def _drawn(self, part: Part, draws: np.ndarray) -> np.ndarray:
+        """The windows of a part that come at these draws, counted from the first epoch's start."""
+        stratum = part.stratum
+        passes, places = np.divmod(draws, stratum.windows)
+        windows = np.empty_like(draws)
+        for each in np.unique(passes).tolist():
+            mine = passes == each
+            key = (self.seed, stratum.source, stratum.language, each)
+            windows[mine] = permuted(places[mine], stratum.windows, *key)
+        return windows
+
+
+def mixture(
+    strata: Sequence[Stratum],
+    blends: Mapping[str, Blend],
+    tokens: int | None = None,
+    temperature: float = 1.0,
+    languages: Mapping[str, float] | None = None,
+    seed: int = 42,
+) -> Mixture:
+    """A mixture whose epoch has `tokens` tokens (None: as many as the strata), every stratum at
+    least a window. Raises SheenError for shares that cannot be.
+    """
+    strata = [stratum for stratum in strata if stratum.windows]
+    mine: dict[str, list[Stratum]] = {}
+    for stratum in strata:
+        mine.setdefault(stratum.source, []).append(stratum)
+    total = tokens or sum(stratum.tokens for stratum in strata)
+    of_sources = source_shares({name: sum(s.tokens for s in mine[name]) for name in mine}, blends)
+    parts = []
+    for name, share in of_sources.items():
+        each = language_shares({s.language: s.tokens for s in mine[name]}, temperature, languages)
+        for stratum in mine[name]:
+            wanted = share * each[stratum.language]
+            if wanted:
+                count = round(total * wanted * stratum.windows / stratum.tokens)
+                parts.append(Part(stratum, wanted, max(1, count)))
+    return Mixture(tuple(parts), seed)
+
+
+def source_shares(tokens: Mapping[str, int], blends: Mapping[str, Blend]) -> dict[str, float]:
+    """Each source's share of all tokens. Raises SheenError where they do not add up."""
+    if not tokens:
+        raise SheenError("no source has a window to train on")
+    fixed = {name: blends[name].share for name in tokens}
+    shares = {name: share for name, share in fixed.items() if share is not None}
+    others = [name for name in tokens if name not in shares]
+    left = 1 - sum(shares.values())
+    if left < -1e-9 or (others and left <= 0) or (not others and left > 1e-9):
+        raise SheenError(
+            f"the shares of {', '.join(shares)} add up to {1 - left:g}; "
+            + ("leave something to the other sources" if others else "without others they make 1")
+        )
+    weights = {name: blends[name].weight for name in others}
+    if missing := [name for name in others if weights[name] is None]:
+        if len(missing) < len(others):
+            raise SheenError(
+                f"source {missing[0]} has neither a weight nor a share, but others have a weight; "
+                f"give all of them one, or none"
+            )
+        weights = {name: float(tokens[name]) for name in others}
+    whole = sum(weight or 0.0 for weight in weights.values())
+    return {
+        name: shares[name] if name in shares else left * (weights[name] or 0.0) / whole
+        for name in tokens
+    }
+
+
+def language_shares(
+    tokens: Mapping[str, int], temperature: float, weights: Mapping[str, float] | None
+) -> dict[str, float]:
+    """The languages' shares within one source: as their tokens to the power 1 / temperature (1: as
+    they are; the higher, the more alike), or by weights, where those that are not named have none.
+    Raises SheenError where no language of the source has a weight.
+    """
+    if weights:
+        raw = {language: weights.get(language, 0.0) for language in tokens}
+        if not any(raw.values()):
+            raise SheenError(
+                f"no language of a source has a weight: it has {', '.join(map(repr, tokens))}"
+            )
+    else:
+        top = max(tokens.values())
+        raw = {name: (count / top) ** (1 / temperature) for name, count in tokens.items()}
+    whole = sum(raw.values())
+    return {language: each / whole for language, each in raw.items()}
+
+
+def permuted(positions: np.ndarray, count: int, *key: object) -> np.ndarray:
+    """Where each position of 0..count - 1 goes in the permutation that `key` names: a Feistel
+    network over the next power of four, walked until it is back inside. It needs no table.
+    """
+    half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    digest = hashlib.shake_128(repr(key).encode()).digest(8 * ROUNDS)
+    keys = np.frombuffer(digest, "<u8").astype(np.uint64)
+    values = np.atleast_1d(np.asarray(positions)).astype(np.uint64)
+    outside = np.ones(len(values), bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for each in keys:
+            left, right = right, left ^ (scrambled(right ^ each) & mask)
+        values[outside] = (left << half) | right
+        outside = values >= count
+    return values.astype(np.int64)
+
+
+def scrambled(values: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64: 64 bits (n,) that all depend on all."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(values ^ (values >> np.uint64(31)))
+
+
+def report(parts: Sequence[Part], tokens: Sequence[int]) -> list[dict[str, float | str | int]]:
+    """What an epoch realises of each part, given its tokens in it."""
+    whole = sum(tokens)
+    return [
+        {
+            "source": part.stratum.source,
+            "language": part.stratum.language,
+            "wanted": round(part.share, 6),
+            "realised": round(mine / whole, 6),
+            "tokens": mine,
+            "windows": part.count,
+            "passes": round(part.count / part.stratum.windows, 4),
+        }
+        for part, mine in zip(parts, tokens, strict=True)
+    ]
+
+
+def distant(facts: Sequence[Mapping[str, float | str | int]]) -> list[str]:
+    """The parts whose share is off by more than a hundredth of it, in words."""
+    return [
+        f"{each['source']} {each['language']}: {each['realised']:.4f} instead of {each['wanted']}"
+        for each in facts
+        if abs(float(each["realised"]) / float(each["wanted"]) - 1) > CLOSE
+    ]

@@ -1,0 +1,192 @@
+"""The pretraining stage as data: sources become shards of windows, and windows, mixed, the rows
+that the host trains on. A row points into its shard; nothing is written twice.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from sheen_cli import Corpus, Filled, Row, Section, say, warn
+from sheen_lm import mixing, shards
+from sheen_lm.corpora import HeldOut, Source, opened
+from sheen_lm.mixing import Mixture, Stratum
+from sheen_lm.shards import Encode, Made
+
+CHUNK = 4096  # windows whose order is computed at once
+
+
+class Pretraining(Section):
+    """What is pretrained on, and how it is laid out. An epoch of training is the mixture once."""
+
+    sources: tuple[Source, ...] = ()
+    window: PositiveInt = 2048  # tokens
+    packing: Literal["documents", "concatenated"] = "documents"  # apart, or one after the other
+    tokens: PositiveInt | None = None  # of the mixture; none: as many as the sources have
+    temperature: PositiveFloat = 1.0  # of a source's languages: 1 as they are, more: more alike
+    languages: dict[str, PositiveFloat] | None = None  # or their weights within a source
+    shard: int = Field(1 << 24, ge=1)  # tokens of a file
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows become tokens, and what that depends on: hashes of the tokenizer and the codec, the
+    convention's name or hash, and the number of ids.
+    """
+
+    tokenizer: str
+    codec: str | None
+    convention: str
+    vocabulary: int
+    speech: Encode
+    text: Encode
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A stratum's windows: where each lies, (w, 2) shard and number, and its tokens (w,)."""
+
+    stratum: Stratum
+    places: np.ndarray
+    lengths: np.ndarray
+
+
+def corpus(
+    options: Pretraining,
+    held_out: HeldOut,
+    codec: str | None,
+    encoding: Callable[[Path], Encoding],
+) -> Corpus:
+    """The host's corpus of these sources. `encoding` is called with the artifacts' folder once the
+    sources are known to be there; the other arguments decide what is read.
+    """
+    ways = {source.name: opened(source, held_out, codec) for source in options.sources}
+
+    def fill(folder: Path, artifacts: Path) -> Filled:
+        known = encoding(artifacts)
+        manifests = {}
+        for source in options.sources:
+            read, origin = ways[source.name]
+            made = Made(
+                tokenizer=known.tokenizer,
+                codec=known.codec,
+                convention=known.convention,
+                vocabulary=known.vocabulary,
+                window=options.window,
+                packing=options.packing,
+                split=held_out.model_dump(),
+                origin=origin,
+                shard=options.shard,
+            )
+            encode = known.speech if source.kind == "speech" else known.text
+            manifests[source.name] = shards.write(folder / source.name, read, encode, made)
+            say(line(source.name, manifests[source.name]["totals"]))
+        return filled(options, held_out.seed, folder, manifests)
+
+    return Corpus({name: origin for name, (_, origin) in ways.items()}, fill)
+
+
+def line(name: str, totals: dict[str, Any]) -> str:
+    """What a source gave, in words."""
+    refused = "".join(f", {count} {reason}" for reason, count in totals["rejected"].items())
+    return (
+        f"{name}: {totals['documents']} documents, {totals['tokens']} tokens, "
+        f"{totals['seconds'] / 3600:.2f} h, {totals['windows']} windows, "
+        f"{100 * totals['fill']:.1f} % full{refused}"
+    )
+
+
+def filled(
+    options: Pretraining, seed: int, folder: Path, manifests: dict[str, dict[str, Any]]
+) -> Filled:
+    """The rows of an epoch, mixed, and those of validation, as they lie."""
+    training, validation = found(folder, list(manifests))
+    mixed = mixing.mixture(
+        [windows.stratum for windows in training],
+        {source.name: source.blend for source in options.sources},
+        options.tokens,
+        options.temperature,
+        options.languages,
+        seed,
+    )
+    by_part = [
+        next(windows for windows in training if windows.stratum == part.stratum)
+        for part in mixed.parts
+    ]
+    facts = mixing.report(mixed.parts, realised(mixed, by_part))
+    for each in facts:
+        say(
+            f"{each['source']} {each['language']}: {100 * float(each['realised']):.2f} % of the "
+            f"tokens (wanted {100 * float(each['wanted']):.2f} %), {each['passes']} times"
+        )
+    for words in mixing.distant(facts):
+        warn(f"{words}: too few windows for shares within a hundredth")
+    rows = {"train": mixed_rows(mixed, by_part, folder)}
+    if validation:
+        rows["validation"] = plain_rows(validation, folder)
+    totals = [manifest["totals"] for manifest in manifests.values()]
+    rejected: dict[str, int] = {}
+    for each in totals:
+        for reason, count in each["rejected"].items():
+            rejected[reason] = rejected.get(reason, 0) + count
+    return Filled(
+        rows=rows,
+        read=sum(each["read"] for each in totals),
+        rejected=rejected,
+        facts={"window": options.window, "sources": manifests, "mixture": facts},
+    )
+
+
+def found(folder: Path, names: Sequence[str]) -> tuple[list[Windows], list[Windows]]:
+    """The windows of finished shards by source and language: for training, for validation."""
+    training: list[Windows] = []
+    validation: list[Windows] = []
+    for name in names:
+        lengths = shards.lengths(folder / name)
+        for (language, held_out), places in shards.places(folder / name).items():
+            mine = np.empty(len(places), np.uint32)
+            for number, each in enumerate(lengths):
+                here = places[:, 0] == number
+                mine[here] = each[places[here, 1]]
+            stratum = Stratum(name, language, len(mine), int(mine.sum(dtype=np.int64)))
+            (validation if held_out else training).append(Windows(stratum, places, mine))
+    return training, validation
+
+
+def drawn(mixed: Mixture, epoch: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """An epoch's parts and windows, a chunk at a time."""
+    for at in range(0, len(mixed), CHUNK):
+        yield mixed.at(epoch, np.arange(at, min(at + CHUNK, len(mixed))))
+
+
+def realised(mixed: Mixture, by_part: Sequence[Windows]) -> list[int]:
+    """The tokens that the first epoch has of each part."""
+    tokens = [0] * len(by_part)
+    for numbers, windows in drawn(mixed):
+        for part in np.unique(numbers).tolist():
+            mine = by_part[part].lengths[windows[numbers == part]]
+            tokens[part] += int(mine.sum(dtype=np.int64))
+    return tokens
+
+
+def mixed_rows(mixed: Mixture, by_part: Sequence[Windows], folder: Path) -> Iterator[Row]:
+    for numbers, windows in drawn(mixed):
+        for part, window in zip(numbers.tolist(), windows.tolist(), strict=True):
+            yield window_row(by_part[part], window, folder)
+
+
+def plain_rows(some: Sequence[Windows], folder: Path) -> Iterator[Row]:
+    for windows in some:
+        for number in range(len(windows.places)):
+            yield window_row(windows, number, folder)
+
+
+def window_row(windows: Windows, number: int, folder: Path) -> Row:
+    source = windows.stratum.source
+    shard, window = windows.places[number].tolist()
+    path = shards.name(folder / source, shard)
+    beside = f"{folder.name}/{source}/{path.name}"
+    return {**shards.row(shards.opened(path), window, beside), "source": source}

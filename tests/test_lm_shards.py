@@ -1,0 +1,695 @@
+"""The pretraining stage: documents into windows, windows into shards, shards into a mixture."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tracemalloc
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from crash import Case, Disk, Job, schedule
+from fakehub import FakeHub
+
+from sheen_cli import Row, SheenError, Skip
+from sheen_cli.backbones import Backbone, resolve
+from sheen_cli.prepare import prepare
+from sheen_cli.recipe import Recipe
+from sheen_cli.rows import Rows, encode
+from sheen_lm import corpora, mixing, packing, shards
+from sheen_lm.corpora import HeldOut, Source
+from sheen_lm.mixing import Blend, Stratum
+from sheen_lm.packing import IGNORE, Shape
+from sheen_lm.pretraining import Encoding, Pretraining, corpus
+from sheen_lm.shards import Document, Item, Made
+
+STRIDE, CODES, START, END, PAD = 3, 16, 256, 257, 258
+VOCABULARY = 260 + STRIDE * CODES
+NOBODY = HeldOut(seed=1, share=0)
+
+
+def text_document(row: Row) -> Document:
+    return Document(np.array([*row["text"].encode(), END]))
+
+
+def speech_document(row: Row) -> Document | Skip:
+    """A toy grammar: the text's bytes, a start, three tokens a frame, an end."""
+    codes = np.array(row["audio_codes"])
+    if codes.max() >= CODES:
+        return Skip("bad-codes")
+    head = [*row["text"].encode(), START]
+    ids = [*head, *(260 + codes + np.arange(STRIDE) * CODES).ravel(), END]
+    return Document(np.array(ids), len(head), STRIDE)
+
+
+def encoding(artifacts: Path, codec: str = "codec-1") -> Encoding:
+    return Encoding("tokenizer-1", codec, "toy", VOCABULARY, speech_document, text_document)
+
+
+def made(**changes: object) -> Made:
+    whole = Made("t", "c", "toy", VOCABULARY, 32, "documents", {"seed": 1}, {"files": "x"}, 500)
+    return replace(whole, **changes)
+
+
+def rows_of(count: int, seed: int = 0) -> list[Row]:
+    """Speech and text by turns, a few of them empty or longer than a window."""
+    random = Random(seed)
+    rows = []
+    for number in range(count):
+        row: Row = {"id": f"r{number}", "text": "ab c"[: number % 5] * random.choice((1, 2, 9))}
+        if number % 2:
+            row["audio_codes"] = [
+                [random.randrange(CODES) for _ in range(STRIDE)]
+                for _ in range(random.choice((1, 2, 5, 30)))
+            ]
+        rows.append(row)
+    return rows
+
+
+def items(rows: list[Row], skip: int) -> Iterator[Item | Skip]:
+    for number, row in enumerate(rows[skip:], skip):
+        if not row["text"]:
+            yield Skip("empty-text")
+        else:
+            language = "ha" if number % 3 else "no"
+            yield Item(row, language, len(row.get("audio_codes", [])) / 4, number % 7 == 0)
+
+
+def either(row: Row) -> Document | Skip:
+    return speech_document(row) if "audio_codes" in row else text_document(row)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+# --- packing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape, window, pieces",
+    [
+        (Shape(10), 10, [10]),
+        (Shape(11), 10, [10, 1]),
+        (Shape(25), 10, [10, 10, 5]),
+        (Shape(4 + 9 + 1, 4, 3), 14, [14]),
+        (Shape(4 + 9 + 1, 4, 3), 13, [10, 4]),  # the end is never alone
+        (Shape(4 + 9 + 1, 4, 3), 9, [7, 7]),
+        (Shape(4 + 9 + 1, 4, 3), 4, [4, 3, 3, 4]),
+        (Shape(12 + 6 + 1, 12, 3), 5, [5, 5, 5, 4]),
+        (Shape(5, 4, 3), 4, [4, 1]),
+    ],
+)
+def test_long_documents_are_cut_between_frames(
+    shape: Shape, window: int, pieces: list[int]
+) -> None:
+    assert packing.cut(shape, window) == pieces
+
+
+def test_a_window_without_room_for_a_frame_is_refused() -> None:
+    with pytest.raises(SheenError, match="a window of 3 tokens holds no frame of 3 and the end"):
+        packing.cut(Shape(14, 4, 3), 3)
+
+
+def test_best_fit_fills_the_fullest_window_that_holds_a_piece() -> None:
+    assert packing.best_fit([3, 6, 4, 5, 2], 10) == [[1, 2], [3, 0, 4]]
+    assert packing.best_fit([10, 10], 10) == [[0], [1]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("way", list(packing.PACKINGS))
+def test_packing_loses_no_token_and_cuts_only_what_does_not_fit(way: str, seed: int) -> None:
+    random, window = Random(seed), 64
+    shapes = []
+    for _ in range(400):
+        start, frames = random.randrange(1, 40), random.choice((0, 1, 4, 40))
+        stride = random.choice((1, 3, 7))
+        shapes.append(Shape(start + frames * stride + 1, start, stride))
+    windows = packing.PACKINGS[way](shapes, window)
+    assert all(0 < sum(piece.length for piece in each) <= window for each in windows)
+    places = sorted((piece for each in windows for piece in each), key=lambda piece: piece[:2])
+    tokens = [
+        (piece.document, at)
+        for piece in places
+        for at in range(piece.begin, piece.begin + piece.length)
+    ]
+    assert tokens == [(n, at) for n, shape in enumerate(shapes) for at in range(shape.length)]
+    total = sum(shape.length for shape in shapes)
+    assert total / (len(windows) * window) > 0.95
+    if way == "concatenated":
+        assert len(windows) == -(-total // window)
+        return
+    for piece in places:
+        shape = shapes[piece.document]
+        assert not piece.begin or shape.length > window
+        assert piece.begin <= shape.start or (piece.begin - shape.start) % shape.stride == 0
+
+
+def test_targets_are_every_token_that_has_one_before_it_in_its_document() -> None:
+    windows = [(np.array([5, 6, 7, 8, 9]), [3, 2]), (np.array([1]), [1])]
+    got = packing.arrays(windows, 6, PAD)
+    assert got.tokens.tolist() == [[5, 6, 7, 8, 9, PAD], [1, *[PAD] * 5]]
+    assert got.segments.tolist() == [[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]]
+    assert got.targets.tolist() == [[6, 7, IGNORE, 9, IGNORE, IGNORE], [IGNORE] * 6]
+    along = packing.arrays(windows, 6, PAD, apart=False)
+    assert along.segments.tolist()[0] == [1, 1, 1, 1, 1, 0]
+    assert along.targets.tolist()[0] == [6, 7, 8, 9, IGNORE, IGNORE]
+
+
+def test_a_token_that_equals_the_padding_is_still_a_target() -> None:
+    got = packing.arrays([(np.array([5, PAD, PAD]), [3])], 4, PAD)
+    assert got.targets.tolist() == [[PAD, PAD, IGNORE, IGNORE]]
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", list(packing.PACKINGS))
+def test_s2_20_shards_load_back_to_identical_ids(tmp_path: Path, way: str) -> None:
+    rows = rows_of(200)
+    facts = shards.write(tmp_path / "s", partial(items, rows), either, made(packing=way))
+    assert len(facts["shards"]) > 5
+    due = [either(item.row).ids for item in items(rows, 0) if isinstance(item, Item)]
+    got = list(shards.documents(tmp_path / "s"))
+    assert [each.tolist() for each in got] == [each.tolist() for each in due]
+    assert got[0].dtype == np.uint32
+    totals = facts["totals"]
+    assert (totals["read"], totals["documents"]) == (200, len(due))
+    assert totals["tokens"] == sum(map(len, due))
+    assert totals["rejected"] == {"empty-text": 200 - len(due)}
+    languages = totals["languages"]
+    assert set(languages) == {"ha", "no"}
+    for name in ("documents", "tokens", "seconds"):
+        assert sum(each[name] for each in languages.values()) == pytest.approx(totals[name])
+    assert totals["seconds"] == sum(
+        item.seconds for item in items(rows, 0) if isinstance(item, Item)
+    )
+
+
+def test_windows_hold_one_language_and_one_side(tmp_path: Path) -> None:
+    rows = rows_of(200)
+    shards.write(tmp_path / "s", partial(items, rows), either, made())
+    sides = {}
+    number = 0
+    for item in items(rows, 0):
+        if isinstance(item, Item):
+            sides[number] = (item.language, item.held_out)
+            number += 1
+    found = Counter()
+    opened = list(shards.all_of(tmp_path / "s"))
+    for key, places in shards.places(tmp_path / "s").items():
+        for shard, window in places.tolist():
+            facts = opened[shard].windows[window]
+            pieces = opened[shard].pieces[facts[shards.PIECE] :][: facts[shards.PIECES]]
+            assert {sides[each] for each in pieces[:, shards.DOCUMENT].tolist()} == {key}
+            tokens, lengths = opened[shard].window(window)
+            assert len(tokens) == sum(lengths) == pieces[:, shards.COUNT].sum() <= 32
+            found[key] += len(tokens)
+    assert (
+        sum(found.values())
+        == json.loads((tmp_path / "s" / "manifest.json").read_text())["totals"]["tokens"]
+    )
+
+
+def test_finished_shards_stay_as_they_are(tmp_path: Path) -> None:
+    rows = rows_of(60)
+    first = shards.write(tmp_path / "s", partial(items, rows), either, made())
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()}
+
+    def unread(skip: int) -> Iterator[Item]:
+        raise AssertionError("read again")
+
+    assert shards.write(tmp_path / "s", unread, either, made()) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()} == times
+
+
+@pytest.mark.parametrize(
+    "changes, shown",
+    [
+        ({"codec": "d"}, r"codec c -> d"),
+        ({"tokenizer": "u", "window": 64}, r"tokenizer t -> u, window 32 -> 64"),
+        ({"origin": {"files": "y"}}, r"origin"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_s2_21_shards_made_otherwise_are_refused_in_a_line(
+    tmp_path: Path, changes: dict, shown: str, finished: bool
+) -> None:
+    shards.write(tmp_path / "s", partial(items, rows_of(60)), either, made())
+    if not finished:
+        (tmp_path / "s" / "manifest.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(SheenError, match=rf"s holds shards made otherwise \({shown}") as caught:
+        shards.write(tmp_path / "s", partial(items, rows_of(60)), either, made(**changes))
+    assert "\n" not in str(caught.value) and contents(tmp_path) == before
+
+
+def test_a_training_refuses_shards_of_another_codec(tmp_path: Path) -> None:
+    facts = shards.write(tmp_path / "s", partial(items, rows_of(60)), either, made())
+    shards.require(tmp_path / "s", facts["made"], {"codec": "c", "tokenizer": "t"})
+    with pytest.raises(SheenError, match="codec c -> other"):
+        shards.require(tmp_path / "s", facts["made"], {"codec": "other", "tokenizer": "t"})
+
+
+def test_damaged_and_missing_shards_are_named(tmp_path: Path) -> None:
+    shards.write(tmp_path / "s", partial(items, rows_of(100)), either, made())
+    path = tmp_path / "s" / "00001.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-8])
+    with pytest.raises(SheenError, match=r"00001\.safetensors has \d+ bytes, not \d+"):
+        shards.manifest(tmp_path / "s")
+    with pytest.raises(SheenError, match=r"00001\.safetensors is damaged"):
+        shards.opened(path)
+    path.unlink()
+    with pytest.raises(SheenError, match=r"00001\.safetensors is missing"):
+        shards.manifest(tmp_path / "s")
+    with pytest.raises(SheenError, match="holds no finished shards"):
+        shards.manifest(tmp_path / "t")
+
+
+def test_a_damaged_shard_of_an_unfinished_writer_is_written_again(tmp_path: Path) -> None:
+    rows = rows_of(100)
+    shards.write(tmp_path / "s", partial(items, rows), either, made())
+    due = contents(tmp_path / "s")
+    (tmp_path / "s" / "manifest.json").unlink()
+    (tmp_path / "s" / "00001.safetensors").write_bytes(b"\x10")
+    shards.write(tmp_path / "s", partial(items, rows), either, made())
+    assert contents(tmp_path / "s") == due
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    """They would be raw ids of something else, or crash the model."""
+    row = {"id": "r1", "text": "x"}
+    with pytest.raises(SheenError, match="r1 becomes the token 999, beyond the vocabulary of 308"):
+        shards.write(
+            tmp_path / "s", lambda skip: [Item(row)], lambda row: Document(np.array([999])), made()
+        )
+    with pytest.raises(SheenError, match="no usable document for s: 1 empty-text"):
+        shards.write(tmp_path / "s", lambda skip: [Skip("empty-text")], either, made())
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    def read(count: int, skip: int) -> Iterator[Item]:
+        for number in range(skip, count):
+            yield Item({"text": f"document {number} " * 20})
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        settings = made(window=256, shard=20_000)
+        facts = shards.write(tmp_path / f"{count}", partial(read, count), either, settings)
+        assert len(facts["shards"]) > count / 80
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(100)  # what is imported and compiled once
+    assert peak(4000) < 1.2 * peak(500)
+
+
+# --- mixing --------------------------------------------------------------------------------------
+
+TWO = [Stratum("speech", "ha", 4000, 8_000_000), Stratum("text", "ha", 9000, 18_300_000)]
+
+
+def test_s2_23_a_mixture_of_two_realises_its_shares() -> None:
+    mixed = mixing.mixture(
+        TWO, {"speech": Blend(weight=7), "text": Blend(weight=3)}, tokens=10_000_000
+    )
+    numbers, _ = mixed.at(0, np.arange(len(mixed)))
+    tokens = [int((numbers == n).sum()) * TWO[n].tokens / TWO[n].windows for n in (0, 1)]
+    assert sum(tokens) == pytest.approx(10_000_000, rel=0.01)
+    assert tokens[0] / sum(tokens) == pytest.approx(0.7, rel=0.01)
+    assert mixing.distant(mixing.report(mixed.parts, [round(each) for each in tokens])) == []
+    # and every stretch of a thousand windows has about that
+    for at in range(0, len(mixed) - 1000, 1000):
+        assert (numbers[at : at + 1000] == 0).mean() == pytest.approx(0.7, abs=0.06)
+
+
+def test_s2_42_the_order_is_a_pure_function_of_seed_epoch_and_position() -> None:
+    blends = {"speech": Blend(), "text": Blend()}
+    mixed = mixing.mixture(TWO, blends, seed=5)
+    whole = mixed.at(3, np.arange(len(mixed)))
+    again = mixing.mixture(TWO, blends, seed=5)
+    for at in (0, 17, len(mixed) - 1):
+        numbers, windows = again.at(3, np.array([at]))
+        assert (numbers[0], windows[0]) == (whole[0][at], whole[1][at])
+    assert (mixed.at(4, np.arange(50))[1] != whole[1][:50]).any()
+    assert (mixing.mixture(TWO, blends, seed=6).at(3, np.arange(50))[1] != whole[1][:50]).any()
+
+
+def test_no_window_comes_twice_before_all_have_come_once() -> None:
+    strata = [Stratum("a", "", 37, 3700), Stratum("b", "", 10, 1000)]
+    mixed = mixing.mixture(strata, {"a": Blend(weight=1), "b": Blend(weight=1)}, tokens=2400)
+    seen: list[Counter[int]] = [Counter(), Counter()]
+    for epoch in range(37):
+        numbers, windows = mixed.at(epoch, np.arange(len(mixed)))
+        for number, window in zip(numbers.tolist(), windows.tolist(), strict=True):
+            seen[number][window] += 1
+        for stratum, counts in zip(strata, seen, strict=True):
+            times = [counts[window] for window in range(stratum.windows)]
+            assert max(times) - min(times) <= 1
+    assert sum(seen[0].values()) == sum(seen[1].values()) == 37 * 12
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 1000])
+def test_permuted_is_a_permutation(count: int) -> None:
+    got = mixing.permuted(np.arange(count), count, "key")
+    assert sorted(got.tolist()) == list(range(count))
+    assert count < 16 or got.tolist() != list(range(count))
+
+
+def test_a_small_set_is_blended_in_with_a_share_of_its_own() -> None:
+    """And a set of one window is not rounded away."""
+    strata = [*TWO, Stratum("paired", "ha", 20, 40_000), Stratum("tiny", "ha", 1, 100)]
+    blends = {name: Blend() for name in ("speech", "text")} | {
+        "paired": Blend(share=0.1), "tiny": Blend(share=1e-9)
+    }  # fmt: skip
+    mixed = mixing.mixture(strata, blends, tokens=4_000_000)
+    shares = {part.stratum.source: part for part in mixed.parts}
+    assert shares["paired"].share == 0.1 and shares["paired"].count == 200
+    assert shares["speech"].share == pytest.approx(0.9 * 8 / 26.3)
+    assert shares["tiny"].count == 1
+
+
+def test_s2_24_languages_are_balanced_within_a_source() -> None:
+    tokens = {"en": 8_000_000, "ha": 80_000}
+    as_they_are = mixing.language_shares(tokens, 1.0, None)
+    assert as_they_are["ha"] == pytest.approx(1 / 101)
+    assert mixing.language_shares(tokens, 2.0, None)["ha"] == pytest.approx(1 / 11)
+    assert mixing.language_shares(tokens, 1e9, None)["ha"] == pytest.approx(0.5)
+    assert mixing.language_shares(tokens, 1.0, {"ha": 1, "en": 3})["ha"] == 0.25
+    with pytest.raises(SheenError, match="no language of a source has a weight: it has 'en', 'ha'"):
+        mixing.language_shares(tokens, 1.0, {"no": 1})
+
+
+@pytest.mark.parametrize(
+    "blends, problem",
+    [
+        ({"speech": Blend(share=0.8), "text": Blend(share=0.7)}, "add up to 1.5"),
+        ({"speech": Blend(share=1.0), "text": Blend(weight=1)}, "leave something to the other"),
+        ({"speech": Blend(share=0.2), "text": Blend(share=0.3)}, "without others they make 1"),
+        ({"speech": Blend(weight=2), "text": Blend()}, "text has neither a weight nor a share"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(blends: dict, problem: str) -> None:
+    with pytest.raises(SheenError, match=problem):
+        mixing.mixture(TWO, blends)
+
+
+# --- corpora -------------------------------------------------------------------------------------
+
+
+def read(source: Source, held_out: HeldOut = NOBODY, skip: int = 0) -> list[Item | Skip]:
+    return list(corpora.opened(source, held_out, None)[0](skip))
+
+
+def texts(found: list[Item | Skip]) -> list[str]:
+    return [each.row["text"] if isinstance(each, Item) else each.reason for each in found]
+
+
+def test_text_is_nfc_and_otherwise_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    lines = [{"text": " Ya\u0304ya\t"}, {"text": "  "}, {"other": "x"}, {"text": "\ud800"}]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nno json\n")
+    (folder / "b.txt").write_text("\ufeffone\r\ntwo\n\n\n three\n", "utf-8", newline="")
+    (folder / "c.md").write_text("not read")
+    source = Source(name="t", kind="text", path=str(folder), language="ha")
+    found = read(source)
+    assert texts(found) == [
+        " Yāya\t", "empty-text", "no-text", "bad-text", "bad-row", "one\ntwo", " three"
+    ]  # fmt: skip
+    assert unicodedata.is_normalized("NFC", texts(found)[0])
+    assert {each.language for each in found if isinstance(each, Item)} == {"ha"}
+    assert read(source, skip=5) == found[5:]
+    by_line = source.model_copy(update={"documents": "lines", "path": str(folder / "b.txt")})
+    assert texts(read(by_line)) == ["one", "two", "empty-text", "empty-text", " three"]
+    assert texts(read(by_line.model_copy(update={"max_documents": 2}))) == ["one", "two"]
+
+
+def test_s2_22a_filters_count_what_they_leave_out(tmp_path: Path) -> None:
+    lines = [
+        {"text": "long enough", "language": "ha"},
+        {"text": "no"},
+        {"text": "other", "language": "en"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    filters = {"languages": ["ha"], "min_characters": 3}
+    path = str(tmp_path / "a.jsonl")
+    source = Source(name="t", kind="text", path=path, language="ha", filters=filters)
+    assert texts(read(source)) == ["long enough", "text-length", "other-language"]
+    facts = shards.write(tmp_path / "s", corpora.opened(source, NOBODY, None)[0], either, made())
+    assert facts["totals"]["rejected"] == {"text-length": 1, "other-language": 1}
+
+
+def test_held_out_texts_are_a_stable_share_and_equal_ones_go_together(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(f"line {n // 2}" for n in range(4000)))
+    source = Source(name="t", kind="text", path=str(tmp_path), documents="lines")
+    found = read(source, HeldOut(seed=3, share=0.1))
+    sides = [each.held_out for each in found]
+    assert sides[::2] == sides[1::2] and sum(sides) / 4000 == pytest.approx(0.1, abs=0.02)
+    assert sides == [each.held_out for each in read(source, HeldOut(seed=3, share=0.1))]
+    assert sides != [each.held_out for each in read(source, HeldOut(seed=4, share=0.1))]
+
+
+@pytest.mark.parametrize(
+    "settings, problem",
+    [
+        ({"kind": "text", "path": "nothing"}, "source t: nothing at nothing"),
+        ({"kind": "speech", "path": "nothing"}, "holds no prepared data"),
+        ({"kind": "text", "path": "latin.txt"}, "latin.txt is not UTF-8"),
+        ({"kind": "text", "path": "empty"}, r"empty holds no \.jsonl or \.txt"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes("für".encode("latin-1"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SheenError, match=problem) as caught:
+        read(Source(name="t", **settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_s2_4_text_without_speech_is_refused_in_sft(tmp_path: Path) -> None:
+    rows = [{"id": "a", "audio_codes": [[1]], "text": "x"}, {"id": "b", "text": "y"}]
+    corpora.refuse_text_only(rows[:1], "train.jsonl")
+    with pytest.raises(SheenError, match=r"train.jsonl: row 2 \(b\) is text without speech"):
+        corpora.refuse_text_only(rows, "train.jsonl")
+    text = Source(name="wiki", kind="text", path="x")
+    speech = Source(name="talk", kind="speech", path="y")
+    corpora.check_stage("pt", [text, speech])
+    corpora.check_stage("sft", [])
+    for stage, sources, problem in [
+        ("sft", [speech, text], "source wiki is text"),
+        ("sft", [speech], "sources are for `stage: pt`"),
+        ("pt", [], "needs sources"),
+        ("pt", [text, text], "two sources are named wiki"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            corpora.check_stage(stage, sources)
+
+
+def test_text_sets_of_the_hub_are_streamed(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "datasets" / "u" / "texts"
+    folder.mkdir(parents=True)
+    for name, count in (("train", 5), ("validation", 2), ("test", 3)):
+        lines = [json.dumps({"body": f"{name} {n}"}) for n in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    script = (
+        "from sheen_lm.corpora import *\n"
+        "source = Source(name='t', kind='text', path='u/texts', column='body')\n"
+        "read, origin = opened(source, HeldOut(seed=1, share=0), None)\n"
+        "print([(each.row['text'], each.held_out) for each in read(3)], origin['hub'])\n"
+    )
+    with FakeHub(tmp_path / "hub") as hub:
+        environment = hub.env(tmp_path / "cache") | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, text=True, capture_output=True
+        )
+    assert not done.returncode, done.stderr
+    assert "('train 4', False), ('validation 0', True), ('validation 1', True)]" in done.stdout
+    assert "test" not in done.stdout.partition("]")[0] and "train 2" not in done.stdout
+    assert re.search(r"'revision': '[0-9a-f]{40}'", done.stdout)
+
+
+# --- the host's rows -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Source]:
+    """A prepared folder of speech in two languages, a big one of text, a small one of speech."""
+    random = Random(1)
+    for name, count in (("talk", 120), ("studio", 12)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [
+            {
+                "id": f"{name}-{number}",
+                "text": "said " * random.randint(1, 4),
+                "duration": number / 10,
+                "language": "no" if number % 4 else "ha",
+                "audio_codes": [[random.randrange(CODES)] * STRIDE] * random.randint(1, 40),
+            }
+            for number in range(count)
+        ]
+        parts = {"train": rows[: -count // 6], "validation": rows[-count // 6 :]}
+        for split, mine in parts.items():
+            (folder / f"{split}.jsonl").write_bytes(b"".join(map(encode, mine)))
+        splits = {split: {"sha256": f"{name} {split}"} for split in parts}
+        (folder / "dataset.json").write_text(json.dumps({"splits": splits}))
+        (folder / "artifacts").mkdir()
+        (folder / "artifacts" / "codec.json").write_text(json.dumps({"sha256": "codec-1"}))
+    lines = [
+        {"text": " ".join(random.choices("abcde", k=random.randint(0, 60)))} for _ in range(800)
+    ]
+    (tmp_path / "wiki.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return [
+        Source(name="talk", kind="speech", path=str(tmp_path / "talk"), weight=6),
+        Source(name="wiki", kind="text", path=str(tmp_path / "wiki.jsonl"), weight=4),
+        Source(name="studio", kind="speech", path=str(tmp_path / "studio"), share=0.2),
+    ]
+
+
+def with_corpus(
+    sources: list[Source], codec: str = "codec-1", **options: object
+) -> tuple[Recipe, Backbone]:
+    """The demo's backbone, as one that pretrains."""
+    recipe, backbone = resolve("demo", ["data.dataset=null"])
+    settings = Pretraining(sources=sources, **{"window": 64, "shard": 2000, **options})
+    made = partial(
+        corpus, settings, HeldOut(seed=42, share=0.05), codec, partial(encoding, codec=codec)
+    )
+    return recipe, replace(backbone, spec=replace(backbone.spec, corpus=lambda recipe: made()))
+
+
+def prepared(sources: list[Source], out: Path, **options: object) -> dict:
+    recipe, backbone = with_corpus(sources, **options)
+    return prepare(recipe, backbone, out)
+
+
+def test_windows_are_rows_of_the_host(
+    sources: list[Source], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = prepared(sources, tmp_path / "data", tokens=150_000)
+    rows = Rows(tmp_path / "data" / "train.jsonl")
+    assert len(rows) == manifest["splits"]["train"]["rows"]
+    tokens: Counter[str] = Counter()
+    for row in rows:
+        ids, pieces = shards.tokens_of(row)
+        assert len(ids) == sum(pieces) <= 64 and ids.max() < VOCABULARY
+        tokens[row["source"]] += len(ids)
+    whole = sum(tokens.values())
+    assert whole == pytest.approx(150_000, rel=0.01)
+    wanted = {"talk": 0.48, "wiki": 0.32, "studio": 0.2}
+    for name, share in wanted.items():
+        assert tokens[name] / whole == pytest.approx(share, rel=0.01)
+    facts = manifest["corpus"]["mixture"]
+    assert {each["source"]: 0 for each in facts} == dict.fromkeys(wanted, 0)
+    assert sum(each["tokens"] for each in facts) == whole
+    assert re.search(r"studio no: \d+\.\d\d % of the tokens \(wanted", capsys.readouterr().err)
+    assert manifest["read"] == 932 and manifest["rejected"].keys() == {"empty-text"}
+    # speech of validation is that of the prepared folders
+    held_out = Rows(tmp_path / "data" / "validation.jsonl")
+    ends = Counter()
+    for row in held_out:
+        ends[row["source"]] += int((shards.tokens_of(row)[0] == END).sum())
+    assert ends["talk"] == 20 and ends["studio"] == 2 and 20 < ends["wiki"] < 60
+    # the data's folder can be moved
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    assert (
+        shards.tokens_of(Rows(tmp_path / "moved" / "train.jsonl")[0])[0].tolist()
+        == shards.tokens_of(Rows(tmp_path / "moved" / "train.jsonl")[0])[0].tolist()
+    )
+
+
+def test_a_changed_shard_is_noticed_when_its_row_is_read(
+    sources: list[Source], tmp_path: Path
+) -> None:
+    prepared(sources, tmp_path / "data")
+    row = Rows(tmp_path / "data" / "train.jsonl")[0]
+    path = Path(row["beside"])
+    content = bytearray(path.read_bytes())
+    shard = shards.opened(path)
+    at = content.index(shard.tokens[row["at"] :][:8].tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SheenError, match=r"\.safetensors was changed since row"):
+        shards.tokens_of(row)
+
+
+def test_what_is_prepared_stays_and_what_is_made_otherwise_is_refused(
+    sources: list[Source], tmp_path: Path
+) -> None:
+    first = prepared(sources, tmp_path / "data")
+    before = contents(tmp_path / "data")
+    assert prepared(sources, tmp_path / "data") == first
+    assert contents(tmp_path / "data") == before
+    (tmp_path / "wiki.jsonl").write_text('{"text": "other"}\n')
+    with pytest.raises(SheenError, match=r"data made otherwise \(source\.wiki\.files"):
+        prepared(sources, tmp_path / "data")
+    recipe, backbone = with_corpus(sources)
+    again = prepare(recipe, backbone, tmp_path / "data", overwrite=True)
+    assert again["corpus"]["sources"]["wiki"]["totals"]["documents"] == 1
+
+
+def test_speech_of_another_codec_is_refused(sources: list[Source], tmp_path: Path) -> None:
+    with pytest.raises(SheenError, match=r"talk holds codes of another codec \(codec-1, not other"):
+        prepared(sources, tmp_path / "data", codec="other")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_data_set_beside_the_sources_is_refused(sources: list[Source], tmp_path: Path) -> None:
+    recipe, backbone = with_corpus(sources)
+    data = recipe.data.model_copy(update={"dataset": "demo-words"})
+    with pytest.raises(SheenError, match="leave the data set out"):
+        prepare(recipe.model_copy(update={"data": data}), backbone, tmp_path / "data")
+
+
+def test_killed_at_any_write_and_started_again_it_gives_the_same_bytes(
+    sources: list[Source], tmp_path: Path
+) -> None:
+    """At every operation on the file system, half a write on the disk included."""
+    whole, outputs = tmp_path / "whole" / "data", tmp_path / "outputs"
+    outputs.mkdir()
+
+    def run(out: Path, fatal: int | None) -> None:
+        Disk(outputs / f"{out.parent.name}.txt", fatal)
+        prepared(sources, out)
+
+    def undisturbed() -> Case:
+        end = yield Job(partial(run, whole, None))
+        return end.code, end.output
+
+    ((code, output),) = schedule([undisturbed()], outputs)
+    assert code == 0, output
+    due = contents(whole)
+    operations = (outputs / "whole.txt").read_text().splitlines()
+    assert len(operations) > 60 and sum("replace .0" in each for each in operations) > 6
+
+    def case(fatal: int) -> Case:
+        out = tmp_path / f"run-{fatal}" / "data"
+        end = yield Job(partial(run, out, fatal))
+        if not end.killed:
+            return f"{operations[fatal - 1]}: it ended with {end.code}: {end.output[-600:]}"
+        end = yield Job(partial(prepared, sources, out))
+        got = contents(out)
+        shutil.rmtree(out.parent)
+        if end.code or got != due:
+            names = [name for name in {*got, *due} if got.get(name) != due.get(name)]
+            return f"{operations[fatal - 1]}: {end.code} {names} {end.output[-600:]}"
+        return None
+
+    results = schedule([case(fatal) for fatal in range(1, len(operations) + 1)], outputs)
+    assert [each for each in results if each] == []
