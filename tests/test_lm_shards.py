@@ -14,18 +14,33 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from conftest import sheen
 from crash import Case, Disk, Job, schedule
 from fakehub import FakeHub
+from torch.nn.functional import cross_entropy
 
-from sheen_cli import Row, SheenError, Skip
+from sheen_cli import Batch, Loss, Row, Run, SheenError, Skip, Term, jobs
 from sheen_cli.backbones import Backbone, resolve
 from sheen_cli.prepare import prepare
 from sheen_cli.recipe import Recipe
 from sheen_cli.rows import Rows, encode
-from sheen_lm import corpora, mixing, packing, shards
+from sheen_lm import (
+    corpora,
+    families,
+    layout,
+    miniature,
+    mixing,
+    packing,
+    pretraining,
+    shards,
+    vocabulary,
+)
+from sheen_lm.convention import Convention
 from sheen_lm.corpora import HeldOut, Source
 from sheen_lm.mixing import Blend, Stratum
 from sheen_lm.packing import IGNORE, Shape
@@ -48,7 +63,7 @@ def speech_document(row: Row) -> Document | Skip:
         return Skip("bad-codes")
     head = [*row["text"].encode(), START]
     ids = [*head, *(260 + codes + np.arange(STRIDE) * CODES).ravel(), END]
-    return Document(np.array(ids), len(head), STRIDE)
+    return Document(np.array(ids), len(head), STRIDE, 1)
 
 
 def encoding(artifacts: Path, codec: str = "codec-1") -> Encoding:
@@ -102,12 +117,13 @@ def contents(folder: Path) -> dict[str, bytes]:
         (Shape(10), 10, [10]),
         (Shape(11), 10, [10, 1]),
         (Shape(25), 10, [10, 10, 5]),
-        (Shape(4 + 9 + 1, 4, 3), 14, [14]),
-        (Shape(4 + 9 + 1, 4, 3), 13, [10, 4]),  # the end is never alone
-        (Shape(4 + 9 + 1, 4, 3), 9, [7, 7]),
-        (Shape(4 + 9 + 1, 4, 3), 4, [4, 3, 3, 4]),
-        (Shape(12 + 6 + 1, 12, 3), 5, [5, 5, 5, 4]),
-        (Shape(5, 4, 3), 4, [4, 1]),
+        (Shape(4 + 9 + 1, 4, 3, 1), 14, [14]),
+        (Shape(4 + 9 + 1, 4, 3, 1), 13, [10, 4]),  # the end is never alone
+        (Shape(4 + 9 + 1, 4, 3, 1), 9, [7, 7]),
+        (Shape(4 + 9 + 1, 4, 3, 1), 4, [4, 3, 3, 4]),
+        (Shape(12 + 6 + 1, 12, 3, 1), 5, [5, 5, 5, 4]),
+        (Shape(5, 4, 3, 1), 4, [4, 1]),
+        (Shape(4 + 6 + 3, 4, 3, 3), 7, [7, 6]),  # an end of three tokens, as long as a frame
     ],
 )
 def test_long_documents_are_cut_between_frames(
@@ -118,7 +134,7 @@ def test_long_documents_are_cut_between_frames(
 
 def test_a_window_without_room_for_a_frame_is_refused() -> None:
     with pytest.raises(SheenError, match="a window of 3 tokens holds no frame of 3 and the end"):
-        packing.cut(Shape(14, 4, 3), 3)
+        packing.cut(Shape(14, 4, 3, 1), 3)
 
 
 def test_best_fit_fills_the_fullest_window_that_holds_a_piece() -> None:
@@ -134,7 +150,8 @@ def test_packing_loses_no_token_and_cuts_only_what_does_not_fit(way: str, seed: 
     for _ in range(400):
         start, frames = random.randrange(1, 40), random.choice((0, 1, 4, 40))
         stride = random.choice((1, 3, 7))
-        shapes.append(Shape(start + frames * stride + 1, start, stride))
+        tail = random.randint(0, 3) if frames else 1
+        shapes.append(Shape(start + frames * stride + tail, start, stride, tail))
     windows = packing.PACKINGS[way](shapes, window)
     assert all(0 < sum(piece.length for piece in each) <= window for each in windows)
     places = sorted((piece for each in windows for piece in each), key=lambda piece: piece[:2])
@@ -153,6 +170,7 @@ def test_packing_loses_no_token_and_cuts_only_what_does_not_fit(way: str, seed: 
         shape = shapes[piece.document]
         assert not piece.begin or shape.length > window
         assert piece.begin <= shape.start or (piece.begin - shape.start) % shape.stride == 0
+        assert shape.length - piece.begin > shape.tail or piece.begin <= shape.start
 
 
 def test_targets_are_every_token_that_has_one_before_it_in_its_document() -> None:
@@ -653,6 +671,90 @@ def test_a_data_set_beside_the_sources_is_refused(sources: list[Source], tmp_pat
     data = recipe.data.model_copy(update={"dataset": "demo-words"})
     with pytest.raises(SheenError, match="leave the data set out"):
         prepare(recipe.model_copy(update={"data": data}), backbone, tmp_path / "data")
+
+
+def test_a_real_convention_is_encoded_as_training_lays_it_out() -> None:
+    """Orpheus' turns over a small codec: three tokens come after the last frame."""
+    known = families.family("orpheus").model_dump()
+    small = {**known["codes"], "sizes": (8,) * 7, "stride": 8}
+    words, convention = miniature.tokenizer("llama"), Convention(**{**known, "codes": small})
+    vocabulary.extend(words, convention)
+    ids = layout.resolve(convention, words)
+    both = pretraining.encoding(ids, "codec-1")
+    codes = np.random.default_rng(0).integers(8, size=(40, 7))
+    row = {"id": "a", "text": "sannu", "speaker": "anna", "audio_codes": codes.tolist()}
+    document = both.speech(row)
+    due, _ = layout.build(layout.Prompt("sannu", "anna"), codes, ids)
+    assert document.ids.tolist() == due.tolist() and due.max() < both.vocabulary
+    assert document.stride == 7 and document.shape.tail == len(due) - document.start - 280
+    at, read = 0, []
+    for length in packing.cut(document.shape, 100):
+        piece = document.ids[at : at + length]
+        read.append(layout.read(piece[document.start :] if not at else piece, ids))
+        at += length
+    assert np.array_equal(np.concatenate([each.codes for each in read]), codes)
+    text = both.text({"id": "b", "text": "ina kwana"})
+    assert text.ids[0] == words.bos_token_id and text.ids[-1] == words.eos_token_id
+    assert words.decode(text.ids, skip_special_tokens=True) == "ina kwana"
+    assert both.text({"text": "x <custom_token_3>"}).reason == "control-tokens"
+    assert both.speech({**row, "audio_codes": [[8] * 7]}).reason == "bad-row"
+    other = pretraining.encoding(layout.resolve(convention, words), None)
+    assert (other.tokenizer, other.convention) == (both.tokenizer, both.convention)
+    words.add_tokens(["new"])
+    assert pretraining.encoding(ids, None).tokenizer != both.tokenizer
+
+
+def test_the_ordinary_loop_trains_on_windows(sources: list[Source], tmp_path: Path) -> None:
+    """A bigram table, through `prepare` and `train` as any backbone's rows; stopped and resumed it
+    ends as one that was not.
+    """
+    options = Pretraining(sources=sources, window=64, shard=2000)
+    recipe, backbone = with_corpus(sources)
+    changes = {
+        "max_steps": 6, "batch_size": 8, "save_every": 3, "validate_every": 3, "bucket": 1,
+        "learning_rate": 0.5, "warmup_steps": 0, "schedule": "constant",
+    }  # fmt: skip
+    train = recipe.train.model_copy(update={**changes, "max_minutes": None, "threads": None})
+    recipe = recipe.model_copy(
+        update={"train": train, "log": recipe.log.model_copy(update={"samples": 0, "every": 1})}
+    )
+
+    def collate(rows: list[Row], **_: object) -> Batch:
+        return pretraining.collate(rows, options, PAD, "tokens")
+
+    def loss(model: torch.nn.Module, batch: Batch, **_: object) -> Loss:
+        logits = model(batch.inputs["tokens"])
+        wanted = batch.inputs["targets"]
+        total = cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
+        return Loss({"tokens": Term(total)})
+
+    def save(model: torch.nn.Module, folder: Path) -> None:
+        torch.save(model.state_dict(), folder / "model.pt")
+
+    def fit(run: Run, **_: object) -> None:
+        model = torch.nn.Embedding(VOCABULARY, VOCABULARY)
+        if run.resume:
+            model.load_state_dict(torch.load(run.resume / "model.pt", weights_only=True))
+        run.fit(model, save)
+
+    hook = SimpleNamespace(collate=collate, loss=loss, train=fit)
+    backbone = replace(backbone, hook=hook, spec=replace(backbone.spec, terms=("tokens",)))
+    prepare(recipe, backbone, tmp_path / "data")
+    jobs.train(recipe, backbone, tmp_path / "data", tmp_path / "whole", resume=False)
+    short = recipe.model_copy(update={"train": train.model_copy(update={"max_steps": 3})})
+    jobs.train(short, backbone, tmp_path / "data", tmp_path / "parts", resume=False)
+    jobs.train(recipe, backbone, tmp_path / "data", tmp_path / "parts", resume=True)
+    ended = [
+        torch.load(tmp_path / name / "last" / "model.pt", weights_only=True)["weight"]
+        for name in ("whole", "parts")
+    ]
+    assert torch.equal(*ended)
+    log = (tmp_path / "whole" / "metrics.jsonl").read_text("utf-8")
+    lines = [json.loads(line) for line in log.splitlines()]
+    scores = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert len(scores) == 2 and scores[1] < scores[0] < np.log(VOCABULARY) + 1
+    facts = json.loads(sheen("info", tmp_path / "data", "--json").stdout)
+    assert facts["splits"]["train"]["language"].keys() == {"ha", "no", "unknown"}
 
 
 def resumes(filling: Callable[[Path], object], tmp_path: Path, every: int) -> int:

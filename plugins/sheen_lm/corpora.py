@@ -19,6 +19,7 @@ from sheen_lm.mixing import Blend
 from sheen_lm.shards import Item, Read
 
 ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+CODEC = "codec.json"  # among the artifacts of prepared speech: the "sha256" of what made its codes
 ENDS = 1 << 16  # bytes of a text file's beginning and end that its fingerprint takes in
 
 
@@ -126,8 +127,8 @@ def prepared(source: Source, folder: Path, codec: str | None) -> dict[str, Any]:
         splits = {name: about["sha256"] for name, about in facts["splits"].items()}
     except (ValueError, LookupError, TypeError, AttributeError):
         raise SheenError(f"{path} is damaged") from None
-    said = folder / "artifacts" / "codec.json"
-    theirs = json.loads(said.read_text("utf-8"))["sha256"] if said.is_file() else None
+    said = folder / "artifacts" / CODEC
+    theirs = (parsed(said.read_bytes()) or {}).get("sha256") if said.is_file() else None
     if theirs is not None and theirs != codec:
         raise SheenError(
             f"{where} holds codes of another codec ({theirs[:12]}, not {str(codec)[:12]}); prepare "

@@ -26,21 +26,22 @@ class Piece(NamedTuple):
 
 class Shape(NamedTuple):
     """What decides where a document may be cut: its tokens; from token `start` on only between two
-    frames, which are `stride` tokens each. What is left after the last whole frame stays with it.
+    frames, which are `stride` tokens each. The `tail` after the last frame stays with it.
     """
 
     length: int
     start: int = 0
     stride: int = 1
+    tail: int = 0
 
 
 def cut(shape: Shape, window: int) -> list[int]:
     """The lengths of a document's pieces, in order; their sum is the document's. Raises SheenError
     where not even a frame and the end after it fit a window.
     """
-    length, start, stride = shape
-    last = length - (length - start) % stride - stride  # where the last frame begins
-    if start < length and stride > 1 and length - max(last, start) > window:
+    length, start, stride, tail = shape
+    last = max(length - tail - stride, start)  # where the last frame begins
+    if length - last > window:
         raise SheenError(
             f"a window of {window} tokens holds no frame of {stride} and the end; make it longer"
         )
@@ -48,7 +49,7 @@ def cut(shape: Shape, window: int) -> list[int]:
     while length - at > window:
         to = at + window
         if to > start:
-            to = min(start + (to - start) // stride * stride, max(last, start))
+            to = min(start + (to - start) // stride * stride, last)
         pieces.append(to - at)
         at = to
     return [*pieces, length - at]

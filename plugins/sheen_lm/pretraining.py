@@ -2,19 +2,23 @@
 that the host trains on. A row points into its shard; nothing is written twice.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from sheen_cli import Corpus, Filled, Row, Section, say, warn
-from sheen_lm import mixing, shards
+from sheen_cli import Batch, Corpus, Filled, Row, Section, SheenError, Skip, say, warn
+from sheen_lm import mixing, packing, shards
 from sheen_lm.corpora import HeldOut, Source, opened
 from sheen_lm.mixing import Mixture, Stratum
-from sheen_lm.shards import Encode, Made
+from sheen_lm.shards import Document, Encode, Made
+
+if TYPE_CHECKING:
+    from sheen_lm.layout import Ids
 
 CHUNK = 4096  # windows whose order is computed at once
 
@@ -43,6 +47,65 @@ class Encoding:
     vocabulary: int
     speech: Encode
     text: Encode
+
+
+def encoding(ids: "Ids", codec: str | None) -> Encoding:
+    """Speech by the convention; text between the tokenizer's own tokens of a beginning and an end,
+    where it has them. Text that holds one of the convention's tokens is refused, and counted.
+    """
+    from sheen_lm import layout
+
+    words, places = ids.tokenizer, ids.places
+    around = [
+        [token] if token is not None else [] for token in (words.bos_token_id, words.eos_token_id)
+    ]
+
+    def text(row: Row) -> Document | Skip:
+        tokens = words(row["text"], add_special_tokens=False)["input_ids"]
+        if ids.controls.intersection(tokens):
+            return Skip("control-tokens", f"{row.get('id')}: text with tokens of the convention")
+        return Document(np.array([*around[0], *tokens, *around[1]], np.int64))
+
+    def speech(row: Row) -> Document | Skip:
+        prompt, codes = layout.Prompt(row["text"], row.get("speaker")), row["audio_codes"]
+        try:
+            tokens, _ = layout.build(prompt, np.asarray(codes), ids)
+            start = len(layout.head(prompt, ids))
+        except SheenError as error:
+            return Skip("bad-row", f"{row.get('id')}: {error}")
+        frames = len(layout.flatten(np.asarray(codes), ids))
+        return Document(tokens, start, places, len(tokens) - start - frames)
+
+    state = (
+        words.backend_tokenizer.to_str()
+        if words.is_fast
+        else str(sorted(words.get_vocab().items()))
+    )
+    return Encoding(
+        tokenizer=hashed(state),
+        codec=codec,
+        convention=hashed(ids.convention.model_dump_json()),
+        vocabulary=max(
+            len(words), int(ids.codes.max()) + 1, *(each + 1 for each in ids.roles.values())
+        ),
+        speech=speech,
+        text=text,
+    )
+
+
+def hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def collate(rows: Sequence[Row], options: Pretraining, pad: int, term: str) -> Batch:
+    """Windows as a batch of tokens, targets and, where documents are kept apart, segments."""
+    import torch
+
+    apart = options.packing == "documents"
+    found = packing.arrays([shards.tokens_of(row) for row in rows], options.window, pad, apart)
+    names = ("tokens", "targets", "segments") if apart else ("tokens", "targets")
+    inputs = {name: torch.from_numpy(getattr(found, name)) for name in names}
+    return Batch(inputs, {term: int((found.targets != packing.IGNORE).sum())})
 
 
 @dataclass(frozen=True)

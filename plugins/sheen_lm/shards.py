@@ -39,6 +39,11 @@ class Document:
     ids: np.ndarray
     start: int = 0
     stride: int = 1
+    tail: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(len(self.ids), self.start, self.stride, self.tail)
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ def write_shard(
     offset = 0
     for (held_out, language), mine in sorted(groups.items()):
         documents = [waiting[at][1] for at in mine]
-        shapes = [Shape(len(each.ids), each.start, each.stride) for each in documents]
+        shapes = [each.shape for each in documents]
         for packed in PACKINGS[made.packing](shapes, made.window):
             length, seconds, begun = 0, 0.0, len(pieces)
             for document, begin, count in packed:
