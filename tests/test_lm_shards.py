@@ -740,6 +740,9 @@ def test_the_ordinary_loop_trains_on_windows(sources: list[Source], tmp_path: Pa
     hook = SimpleNamespace(collate=collate, loss=loss, train=fit)
     backbone = replace(backbone, hook=hook, spec=replace(backbone.spec, terms=("tokens",)))
     prepare(recipe, backbone, tmp_path / "data")
+    pretraining.check(tmp_path / "data", options, encoding(tmp_path))
+    with pytest.raises(SheenError, match=r"talk holds shards made otherwise \(codec codec-1 -> new"):
+        pretraining.check(tmp_path / "data", options, encoding(tmp_path, "new"))
     jobs.train(recipe, backbone, tmp_path / "data", tmp_path / "whole", resume=False)
     short = recipe.model_copy(update={"train": train.model_copy(update={"max_steps": 3})})
     jobs.train(short, backbone, tmp_path / "data", tmp_path / "parts", resume=False)

@@ -20,6 +20,7 @@ from sheen_lm.shards import Document, Encode, Made
 if TYPE_CHECKING:
     from sheen_lm.layout import Ids
 
+FOLDER = "corpus"  # where the host lets a corpus write, in the data's folder
 CHUNK = 4096  # windows whose order is computed at once
 
 
@@ -150,6 +151,16 @@ def corpus(
         return filled(options, held_out.seed, folder, manifests)
 
     return Corpus({name: origin for name, (_, origin) in ways.items()}, fill)
+
+
+def check(data: Path, options: Pretraining, known: Encoding) -> None:
+    """Before a training: raises SheenError where the windows of a prepared folder are not all
+    there, or are of another tokenizer, codec or convention than is now used.
+    """
+    wanted = {key: getattr(known, key) for key in ("tokenizer", "codec", "convention")}
+    for source in options.sources:
+        folder = data / FOLDER / source.name
+        shards.require(folder, shards.manifest(folder)["made"], wanted)
 
 
 def line(name: str, totals: dict[str, Any]) -> str:
