@@ -568,7 +568,8 @@ def sources(tmp_path: Path) -> list[Source]:
         splits = {split: {"sha256": f"{name} {split}"} for split in parts}
         (folder / "dataset.json").write_text(json.dumps({"splits": splits}))
         (folder / "artifacts").mkdir()
-        (folder / "artifacts" / "codec.json").write_text(json.dumps({"sha256": "codec-1"}))
+        facts = {"sha256": "codec-1", "sizes": [CODES] * STRIDE}
+        (folder / "artifacts" / "codec.json").write_text(json.dumps(facts))
     lines = [
         {"text": " ".join(random.choices("abcde", k=random.randint(0, 60)))} for _ in range(800)
     ]
@@ -741,7 +742,9 @@ def test_the_ordinary_loop_trains_on_windows(sources: list[Source], tmp_path: Pa
     backbone = replace(backbone, hook=hook, spec=replace(backbone.spec, terms=("tokens",)))
     prepare(recipe, backbone, tmp_path / "data")
     pretraining.check(tmp_path / "data", options, encoding(tmp_path))
-    with pytest.raises(SheenError, match=r"talk holds shards made otherwise \(codec codec-1 -> new"):
+    with pytest.raises(
+        SheenError, match=r"talk holds shards made otherwise \(codec codec-1 -> new"
+    ):
         pretraining.check(tmp_path / "data", options, encoding(tmp_path, "new"))
     jobs.train(recipe, backbone, tmp_path / "data", tmp_path / "whole", resume=False)
     short = recipe.model_copy(update={"train": train.model_copy(update={"max_steps": 3})})

@@ -19,7 +19,6 @@ from sheen_lm.mixing import Blend
 from sheen_lm.shards import Item, Read
 
 ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-CODEC = "codec.json"  # among the artifacts of prepared speech: the "sha256" of what made its codes
 ENDS = 1 << 16  # bytes of a text file's beginning and end that its fingerprint takes in
 
 
@@ -119,6 +118,8 @@ def kept(item: Item | Skip, filters: Filters) -> Item | Skip:
 
 def prepared(source: Source, folder: Path, codec: str | None) -> dict[str, Any]:
     """The fingerprint of a folder that `sheen prepare` filled with speech of this codec."""
+    from sheen_lm.codecs import record  # brings in torch
+
     path, where = folder / "dataset.json", f"source {source.name}: {folder}"
     if not path.is_file():
         raise SheenError(f"{where} holds no prepared data; run `sheen prepare --out {folder}`")
@@ -127,8 +128,7 @@ def prepared(source: Source, folder: Path, codec: str | None) -> dict[str, Any]:
         splits = {name: about["sha256"] for name, about in facts["splits"].items()}
     except (ValueError, LookupError, TypeError, AttributeError):
         raise SheenError(f"{path} is damaged") from None
-    said = folder / "artifacts" / CODEC
-    theirs = (parsed(said.read_bytes()) or {}).get("sha256") if said.is_file() else None
+    theirs = (record.read(folder / "artifacts") or {}).get("sha256")  # none: the data brought codes
     if theirs is not None and theirs != codec:
         raise SheenError(
             f"{where} holds codes of another codec ({theirs[:12]}, not {str(codec)[:12]}); prepare "
