@@ -1,0 +1,164 @@
+"""What is trained: all that no pattern freezes, or adapters on the layers and the vectors of new
+tokens; in which precision, and how adapters are saved.
+
+PEFT keeps new tokens' vectors in tables of their own (`trainable_token_indices`), one where input
+and output table are tied. We let it attach, name and save them, and do the arithmetic ourselves:
+its own forward pass copies the whole table for every batch, and its backward pass fills a gradient
+of that size.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sheen_cli import Group, SheenError
+from sheen_lm.model import CodesLM
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+QUERY_VALUE = r".*\.(?:q_proj|v_proj)"
+SAME = ("r", "lora_alpha", "target_modules", "trainable_token_indices")
+
+
+def linear(lm: nn.Module) -> str:
+    """A pattern for all linear modules of the layers, whatever the architecture calls them."""
+    own = {id(getattr(lm, "lm_head", None))}
+    names = {name.rpartition(".")[2] for name, module in lm.named_modules()
+             if isinstance(module, nn.Linear) and id(module) not in own}  # fmt: skip
+    return rf".*\.(?:{'|'.join(map(re.escape, sorted(names)))})"
+
+
+def attach(
+    model: CodesLM, rank: int, alpha: float, dropout: float, pattern: str, rows: Sequence[int]
+) -> list[str]:
+    """Put adapters on the modules whose whole name the regular expression matches, give the tokens
+    `rows` vectors of their own, and freeze the rest; the names of all that is trained. Raises
+    SheenError for a pattern that no linear module matches.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    fits = [name for name, module in model.lm.named_modules()
+            if isinstance(module, nn.Linear) and re.fullmatch(pattern, name)]  # fmt: skip
+    if not fits:
+        raise SheenError(f"model.lora: no linear module of the base is named '{pattern}'")
+    ours = sorted(map(int, rows))
+    tables = [name_of(model.lm, model.lm.get_input_embeddings())]
+    if not model.tied:
+        tables.append(name_of(model.lm, model.lm.get_output_embeddings()))
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern,
+        trainable_token_indices=dict.fromkeys(tables, ours) if ours else None,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model.adapter = [get_peft_model(model.lm, config)]
+    model.own_rows(tuple(ours))
+    for name, module in model.lm.named_modules():
+        if name.endswith(".lora_A"):  # its cast of the input to float32 is undone by autocast
+            module.cast_input_dtype_enabled = False
+    return masters(model)
+
+
+def name_of(lm: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in lm.named_modules() if module is wanted)
+
+
+def freeze(model: CodesLM, patterns: Sequence[str]) -> None:
+    """Freeze what a pattern names. Raises SheenError for one that names nothing."""
+    named: dict[str, nn.Parameter] = dict(model.lm.named_parameters())
+    for pattern in patterns:
+        found = [name for name in named if fnmatch(name, pattern)]
+        if not found:
+            raise SheenError(f"model.freeze: no parameter of the model is named '{pattern}'")
+        for name in found:
+            named[name].requires_grad_(False)
+
+
+def masters(model: CodesLM) -> list[str]:
+    """Put all that is trained into float32, since most of AdamW's steps round to nothing in
+    bfloat16; its names.
+    """
+    trained = [(name, p) for name, p in model.lm.named_parameters() if p.requires_grad]
+    for _, parameter in trained:
+        parameter.data = parameter.data.float()
+    return [name for name, _ in trained]
+
+
+def groups(model: CodesLM, rows_rate: float | None = None) -> list[Group]:
+    """What is trained; tables and new tokens' vectors at a rate of their own, and no decay of them
+    or of vectors.
+    """
+    tables = {id(model.input_table), id(model.output_table)}
+    sorted_in: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.lm.named_parameters():
+        if parameter.requires_grad:
+            table = id(parameter) in tables or "trainable_tokens_delta" in name
+            sorted_in.setdefault((table, table or parameter.ndim < 2), []).append(parameter)
+    return [
+        Group(found, rows_rate if table else None, 0.0 if still else None)
+        for (table, still), found in sorted_in.items()
+    ]
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def tensors(model: CodesLM) -> dict[str, Tensor]:
+    """All trained tensors under PEFT's names; they share the model's memory."""
+    from peft import get_peft_model_state_dict
+
+    (adapter,) = model.adapter
+    found: dict[str, Tensor] = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    return found
+
+
+def save_adapter(model: CodesLM, folder: Path) -> None:
+    """PEFT's own format, which `PeftModel.from_pretrained` loads on a base whose tables have as
+    many rows; the tokenizer beside it.
+    """
+    from safetensors.torch import save_file
+
+    (adapter,) = model.adapter
+    state = {name: value.detach().cpu().contiguous() for name, value in tensors(model).items()}
+    save_file(state, folder / WEIGHTS, {"format": "pt"})
+    values = settings(adapter) | {"inference_mode": True}
+    text = json.dumps(values, indent=2, ensure_ascii=False, default=sorted)
+    (folder / CONFIG).write_text(f"{text}\n", "utf-8")
+    model.ids.tokenizer.save_pretrained(folder)
+
+
+def settings(adapter: Any) -> dict[str, Any]:
+    found: dict[str, Any] = adapter.peft_config["default"].to_dict()
+    return json.loads(json.dumps(found, default=sorted))  # type: ignore[no-any-return]
+
+
+def load_adapter(model: CodesLM, folder: Path) -> None:
+    """Fill the attached adapter from a folder. Raises SheenError where that is of other settings,
+    or lacks a tensor or has one too many.
+    """
+    from safetensors.torch import load_file
+
+    (adapter,) = model.adapter
+    path = folder / CONFIG
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        raise SheenError(f"{folder} holds no adapter: {CONFIG} and {WEIGHTS} are needed")
+    saved, own = json.loads(path.read_text("utf-8")), settings(adapter)
+    if wrong := [name for name in SAME if saved.get(name) != own[name]]:
+        raise SheenError(f"{path} does not fit the recipe: it has another {', '.join(wrong)}")
+    state, wanted = load_file(folder / WEIGHTS), tensors(model)
+    for what, names in (("lacks", wanted.keys() - state), ("has unknown", state.keys() - wanted)):
+        if names:
+            raise SheenError(f"{folder / WEIGHTS} does not fit the recipe: it {what} {min(names)}")
+    for name, value in state.items():
+        if value.shape != wanted[name].shape:
+            raise SheenError(
+                f"{folder / WEIGHTS} does not fit the recipe: {name} is {tuple(value.shape)}, "
+                f"not {tuple(wanted[name].shape)}"
+            )
+    with torch.no_grad():
+        for name, value in state.items():
+            wanted[name].copy_(value)

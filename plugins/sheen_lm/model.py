@@ -1,0 +1,250 @@
+"""A causal language model that reads text and writes codec tokens: loaded, run, saved.
+
+The stock modules compute hidden states; the head, the targets and the loss are ours.
+"""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, pad
+
+from sheen_cli import SheenError
+from sheen_lm.loss import Head, Run, Scored, entropies
+
+IGNORE = -100
+
+
+class CodesLM(nn.Module):
+    """A language model of transformers and the ids of its convention.
+
+    With `audio_only`, an array of ids, the loss chooses among these alone. After `own_rows` tokens
+    have vectors beside the frozen tables: `ours` (rows,) are their ids.
+    """
+
+    lm: Any
+    places: Tensor  # (vocabulary,): a token's row in the tables of its own, or -1
+
+    def __init__(self, lm: nn.Module, ids: Any = None, audio_only: np.ndarray | None = None) -> None:
+        super().__init__()
+        self.lm, self.ids, self.audio_only = lm, ids, audio_only
+        self.adapter: list[Any] = []  # PEFT's view of `lm`, in a list: it is no module beside it
+        self.own_rows(())
+
+    def own_rows(self, ours: tuple[int, ...]) -> None:
+        places = torch.full((self.input_table.shape[0],), -1, device=self.device)
+        places[list(ours)] = torch.arange(len(ours), device=self.device)
+        self.register_buffer("places", places, persistent=False)
+        self.ours = ours
+        self.choices = self.runs(self.audio_only)
+
+    @property
+    def input_table(self) -> Tensor:
+        return base_weight(self.lm.get_input_embeddings())
+
+    @property
+    def output_table(self) -> Tensor:
+        return base_weight(self.lm.get_output_embeddings())
+
+    @property
+    def tied(self) -> bool:
+        return self.input_table is self.output_table
+
+    @property
+    def device(self) -> torch.device:
+        return self.input_table.device
+
+    @property
+    def attention(self) -> str:
+        name: str = self.lm.config._attn_implementation
+        return name
+
+    def runs(self, ids: np.ndarray | None = None) -> tuple[Run, ...]:
+        """Where the output vectors of tokens lie, of all or of some; weight 0 is the table, 1 the
+        rows of their own.
+        """
+        size = self.output_table.shape[0]
+        tokens = np.arange(size) if ids is None else np.unique(ids)
+        places = self.places.cpu().numpy()[tokens]
+        rows = np.where(places < 0, tokens, places)
+        breaks = (np.diff(tokens) != 1) | (np.diff(rows) != 1) | (np.diff(places < 0) != 0)
+        found = []
+        for part in np.split(np.arange(len(tokens)), np.flatnonzero(breaks) + 1):
+            row = int(rows[part[0]])
+            own = int(places[part[0]] >= 0)
+            found.append(Run(own, row, row + len(part), int(tokens[part[0]])))
+        return tuple(found)
+
+    def head(self, choices: tuple[Run, ...] | None = None) -> Head:
+        """What to choose from, by default as the loss does."""
+        weights: tuple[Tensor, ...] = (self.output_table,)
+        if self.ours:
+            weights += (own_weight(self.lm.get_output_embeddings()),)
+        return Head(weights, self.choices if choices is None else choices)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Vectors (..., hidden) of ids."""
+        module = self.lm.get_input_embeddings()
+        if self.ours:
+            place = self.places[tokens]
+            mine = embedding(place.clamp(min=0), own_weight(module))
+            found = embedding(tokens, self.input_table)
+            return torch.where((place >= 0)[..., None], mine.to(found.dtype), found)
+        if self.tied and self.input_table.requires_grad and torch.is_grad_enabled():
+            # the head's gradient is the whole table already; this one is added to it row by row
+            return embedding(tokens, self.input_table, sparse=True)
+        embedded: Tensor = module(tokens)
+        return embedded
+
+    def states(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """The normed last hidden states (B, n, hidden) of ids (B, n). Rows are right-padded, so
+        that causal attention alone keeps padding from all that is read. With `segments` (B, n), a
+        token attends to those of its own segment alone, and each counts its positions from 0.
+        """
+        if segments is not None and self.attention == "flash_attention_2":
+            # its kernel takes sequences of any lengths behind each other, and no mask
+            held = segments >= 0
+            found = self.run(tokens[held][None], positions_of(numbered(segments)[held][None]))
+            return found.new_zeros((*tokens.shape, found.shape[-1])).masked_scatter(
+                held[..., None], found
+            )
+        if segments is None:
+            return self.run(tokens, None)
+        return self.run(tokens, positions_of(segments))
+
+    def run(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
+        # Where positions start again transformers sees a new sequence, unless there is a mask;
+        # where there is none, one of ones says so, and the fastest kernel is taken.
+        mask = torch.ones_like(tokens) if positions is None else None
+        found: Tensor = self.lm.base_model(
+            inputs_embeds=self.embed(tokens), attention_mask=mask, position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state  # fmt: skip
+        return found
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None, trace: bool = False
+    ) -> Scored:
+        """What the targets (B, n), each on the token that predicts it, cost; in their order."""
+        asked = targets != IGNORE
+        hidden = self.states(tokens, segments)[asked]
+        return entropies(hidden, targets[asked], self.head(), trace)
+
+
+def numbered(segments: Tensor) -> Tensor:
+    """Segments (B, n) that no two windows share; padding keeps a negative number."""
+    step = int(segments.max()) + 1
+    windows = torch.arange(len(segments), device=segments.device)[:, None]
+    return torch.where(segments < 0, segments, segments + windows * step)
+
+
+def positions_of(segments: Tensor) -> Tensor:
+    """Positions (B, n) that start at 0 with each segment."""
+    at = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    new = pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+    return at - torch.where(new, at, 0).cummax(1).values
+
+
+def base_weight(module: Any) -> Tensor:
+    """An embedding's or a head's table, whether or not PEFT has wrapped it."""
+    inner = module.original_module if hasattr(module, "token_adapter") else module
+    weight: Tensor = inner.weight
+    return weight
+
+
+def own_weight(module: Any) -> Tensor:
+    """The rows that PEFT trains beside that table."""
+    weight: Tensor = module.token_adapter.trainable_tokens_delta["default"]
+    return weight
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load(
+    base: str | Path,
+    attention: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """A language model and its tokenizer, of a folder or a Hub id, as transformers has them. Raises
+    SheenError where there is none, or where tensors are missing or no part of the model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    kind = attention_of(attention, dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+        lm, told = AutoModelForCausalLM.from_pretrained(
+            base, revision=revision, dtype=dtype, attn_implementation=kind,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise SheenError(f"model.base={base} cannot be loaded: {reason}") from None
+    for what in ("missing", "unexpected", "mismatched"):
+        if names := sorted(map(str, told[f"{what}_keys"])):
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            raise SheenError(f"model.base={base} is not what its config.json says: {what} {some}")
+    plain(lm, base)
+    return lm, tokenizer
+
+
+@torch.no_grad()
+def plain(lm: Any, base: str | Path) -> None:
+    """Raises SheenError where logits are not just hidden states times a table, as where a model
+    scales or caps them, or adds a bias: the loss would be another than the model's.
+    """
+    wrapped, tokens = CodesLM(lm), torch.tensor([[0, 1]], device=lm.device)
+    was = lm.training
+    lm.eval()
+    wanted = lm(input_ids=tokens, use_cache=False).logits.float()
+    found = (wrapped.states(tokens) @ wrapped.output_table.T).float()
+    lm.train(was)
+    if not torch.allclose(found, wanted, rtol=0, atol=0.05 * float(wanted.abs().max())):
+        raise SheenError(
+            f"model.base={base}: {type(lm).__name__} does more to its logits than a product with "
+            f"a table; such models are not supported"
+        )
+
+
+def packable(lm: Any) -> bool:
+    """Whether segments of one window can be kept apart: of all layers, attention alone can."""
+    kinds = getattr(lm.config, "layer_types", None) or ()
+    return set(kinds) <= {"full_attention", "sliding_attention"}
+
+
+def attention_of(wanted: str, dtype: torch.dtype = torch.float32) -> str:
+    """The attention to load with; auto takes flash_attention_2 where it can be imported, on a GPU
+    and not in float32. Raises SheenError where that is asked for by name and cannot be.
+    """
+    if wanted not in ("auto", "flash_attention_2"):
+        return wanted
+    reason = None
+    if not torch.cuda.is_available():
+        reason = "there is no GPU"
+    elif dtype == torch.float32:
+        reason = "it does not compute in float32"
+    else:
+        try:
+            import_module("flash_attn")
+        except ImportError as error:
+            reason = f"flash_attn cannot be imported ({error})"
+    if reason is None:
+        return "flash_attention_2"
+    if wanted == "auto":
+        return "sdpa"
+    raise SheenError(f"model.attention=flash_attention_2: {reason}; take auto or sdpa")
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+def save_whole(model: CodesLM, folder: Path) -> None:
+    """Config, weights and tokenizer, as plain transformers loads them."""
+    model.lm.save_pretrained(folder)
+    model.ids.tokenizer.save_pretrained(folder)
