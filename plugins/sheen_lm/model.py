@@ -3,7 +3,6 @@
 The stock modules compute hidden states; the head, the targets and the loss are ours.
 """
 
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn.functional import embedding, pad
 from sheen_cli import SheenError
 from sheen_lm.loss import Head, Run, Scored, entropies
 
-IGNORE = -100
+IGNORE, PADDING = -100, 0  # no target, as in `layout`; no segment
 
 
 class CodesLM(nn.Module):
@@ -29,7 +28,9 @@ class CodesLM(nn.Module):
     lm: Any
     places: Tensor  # (vocabulary,): a token's row in the tables of its own, or -1
 
-    def __init__(self, lm: nn.Module, ids: Any = None, audio_only: np.ndarray | None = None) -> None:
+    def __init__(
+        self, lm: nn.Module, ids: Any = None, audio_only: np.ndarray | None = None
+    ) -> None:
         super().__init__()
         self.lm, self.ids, self.audio_only = lm, ids, audio_only
         self.adapter: list[Any] = []  # PEFT's view of `lm`, in a list: it is no module beside it
@@ -105,16 +106,21 @@ class CodesLM(nn.Module):
         that causal attention alone keeps padding from all that is read. With `segments` (B, n), a
         token attends to those of its own segment alone, and each counts its positions from 0.
         """
-        if segments is not None and self.attention == "flash_attention_2":
-            # its kernel takes sequences of any lengths behind each other, and no mask
-            held = segments >= 0
-            found = self.run(tokens[held][None], positions_of(numbered(segments)[held][None]))
-            return found.new_zeros((*tokens.shape, found.shape[-1])).masked_scatter(
-                held[..., None], found
-            )
         if segments is None:
             return self.run(tokens, None)
+        if self.attention == "flash_attention_2":
+            return self.flat(tokens, segments)
         return self.run(tokens, positions_of(segments))
+
+    def flat(self, tokens: Tensor, segments: Tensor) -> Tensor:
+        """The same, of all windows as one, without padding: flash attention takes sequences of any
+        lengths behind each other, and no mask. Zeros where there is padding.
+        """
+        held = segments != PADDING
+        found = self.run(tokens[held][None], positions_of(numbered(segments)[held][None]))
+        states = found.new_zeros((*tokens.shape, found.shape[-1]))
+        states[held] = found[0]
+        return states
 
     def run(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         # Where positions start again transformers sees a new sequence, unless there is a mask;
@@ -136,10 +142,9 @@ class CodesLM(nn.Module):
 
 
 def numbered(segments: Tensor) -> Tensor:
-    """Segments (B, n) that no two windows share; padding keeps a negative number."""
-    step = int(segments.max()) + 1
+    """Segments (B, n), counted from 1, that no two windows share; padding stays PADDING."""
     windows = torch.arange(len(segments), device=segments.device)[:, None]
-    return torch.where(segments < 0, segments, segments + windows * step)
+    return torch.where(segments == PADDING, PADDING, segments + windows * segments.max())
 
 
 def positions_of(segments: Tensor) -> Tensor:
@@ -212,6 +217,11 @@ def plain(lm: Any, base: str | Path) -> None:
         )
 
 
+def checkpoint(model: CodesLM) -> None:
+    """Keep no layer's insides for the backward pass, which computes them again."""
+    model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+
+
 def packable(lm: Any) -> bool:
     """Whether segments of one window can be kept apart: of all layers, attention alone can."""
     kinds = getattr(lm.config, "layer_types", None) or ()
@@ -245,6 +255,10 @@ def attention_of(wanted: str, dtype: torch.dtype = torch.float32) -> str:
 
 
 def save_whole(model: CodesLM, folder: Path) -> None:
-    """Config, weights and tokenizer, as plain transformers loads them."""
+    """Config, weights and tokenizer, as plain transformers loads them; its `generate` ends where
+    speech does.
+    """
+    settings = model.lm.generation_config
+    settings.eos_token_id, settings.pad_token_id = model.ids.stop, model.ids.pad
     model.lm.save_pretrained(folder)
     model.ids.tokenizer.save_pretrained(folder)
