@@ -25,9 +25,9 @@ QUERY_VALUE = r".*\.(?:q_proj|v_proj)"
 SAME = ("r", "lora_alpha", "target_modules", "trainable_token_indices")
 
 
-def linear(lm: nn.Module) -> str:
+def linear(lm: Any) -> str:
     """A pattern for all linear modules of the layers, whatever the architecture calls them."""
-    own = {id(getattr(lm, "lm_head", None))}
+    own = {id(lm.get_output_embeddings())}
     names = {name.rpartition(".")[2] for name, module in lm.named_modules()
              if isinstance(module, nn.Linear) and id(module) not in own}  # fmt: skip
     return rf".*\.(?:{'|'.join(map(re.escape, sorted(names)))})"

@@ -1,8 +1,7 @@
-"""Rows as one batch: each laid out, then right-padded, or several of them packed into one window."""
+"""Rows as one batch: each laid out, then right-padded, or several of them in one window."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Literal
 
 import numpy as np
@@ -23,15 +22,6 @@ class Laid:
 
     tokens: np.ndarray
     targets: np.ndarray
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Another recording of a speaker: the row's id, its text, its codes (frames, codebooks)."""
-
-    name: str
-    text: str
-    codes: np.ndarray
 
 
 def whole(ids: Ids, row: Row, prompt: Prompt) -> Laid:
@@ -60,37 +50,6 @@ def lay(ids: Ids, row: Row, prompt: Prompt, longest: int, policy: Policy = "drop
         raise SheenError(f"{about}, and its prompt of {start} tokens leaves no room for a frame")
     end = start + frames * ids.places
     return Laid(laid.tokens[:end], laid.targets[:end])
-
-
-def prompt_of(row: Row, reference: Heard | None = None) -> Prompt:
-    heard = None if reference is None else (reference.text, reference.codes)
-    return Prompt(row["text"], row.get("speaker"), row.get("instruct"), heard)
-
-
-def prompts(
-    rows: Sequence[Row], pool: Mapping[str, Sequence[Heard]], share: float, seed: int | None,
-    fits: Callable[[Row, Prompt], bool],
-) -> list[Prompt]:  # fmt: skip
-    """A prompt for each row; a share of them, drawn with `seed`, go on from another recording of
-    the speaker in `pool`, where there is one with which the row `fits`. Without a seed none does.
-    """
-    if seed is None:
-        return [prompt_of(row) for row in rows]
-    chance, found = Random(seed), []
-    for row in rows:
-        wanted, place = chance.random() < share, chance.random()
-        plain = prompt_of(row)
-        others = [heard for heard in pool.get(str(row.get("speaker")), ()) if differs(heard, row)]
-        if wanted and others:
-            paired = prompt_of(row, others[int(place * len(others))])
-            plain = paired if fits(row, paired) else plain
-        found.append(plain)
-    return found
-
-
-def differs(heard: Heard, row: Row) -> bool:
-    """Not the same recording, under whatever name, which would teach to copy."""
-    return heard.name != row.get("id") and not np.array_equal(heard.codes, row["audio_codes"])
 
 
 def collate(

@@ -159,12 +159,13 @@ def gradients(
     pieces of the logits are used up.
     """
     by_hidden = torch.zeros(x.shape, device=x.device)
+    every = torch.arange(len(x), device=x.device)
     scores.reverse()
     for column, number, row, rows in pieces(runs, weights):
         wide = scores.pop().float().sub_(whole[:, None]).exp_()
         at = right - column
-        inside = ((at >= 0) & (at < len(rows))).nonzero()[:, 0]
-        wide[inside, at[inside]] -= 1
+        inside = (at >= 0) & (at < len(rows))
+        wide[every, at.clamp(0, len(rows) - 1)] -= inside.float()
         due = wide.to(x.dtype)
         by_hidden += due @ rows.to(x.dtype)
         total = sums[number]

@@ -3,6 +3,8 @@
 The stock modules compute hidden states; the head, the targets and the loss are ours.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -183,11 +185,12 @@ def load(
 
     kind = attention_of(attention, dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
-        lm, told = AutoModelForCausalLM.from_pretrained(
-            base, revision=revision, dtype=dtype, attn_implementation=kind,
-            output_loading_info=True,
-        )  # fmt: skip
+        with quiet():  # it warns of what is an error here
+            tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+            lm, told = AutoModelForCausalLM.from_pretrained(
+                base, revision=revision, dtype=dtype, attn_implementation=kind,
+                output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise SheenError(f"model.base={base} cannot be loaded: {reason}") from None
@@ -197,6 +200,19 @@ def load(
             raise SheenError(f"model.base={base} is not what its config.json says: {what} {some}")
     plain(lm, base)
     return lm, tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While it lasts, transformers tells errors alone."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @torch.no_grad()

@@ -1,0 +1,98 @@
+"""Other recordings of each speaker, for rows that go on from one: speech cloned as `synth` clones.
+
+They lie in the data's artifacts, in `training`, which no upload takes along: they are people's
+recordings.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from sheen_cli import Row
+from sheen_lm.layout import Prompt
+
+FILE = "training/references.jsonl"
+MOST = 8  # of a speaker
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A recording: its row's id, its text, its codes (frames, codebooks)."""
+
+    name: str
+    text: str
+    codes: np.ndarray
+
+
+Pool = dict[str, list[Heard]]  # by speaker; "" is who has no name
+
+
+def offer(pool: Pool, speaker: str | None, heard: Heard) -> None:
+    """Keep a recording if it is among those of its speaker that chance, by their names, chooses."""
+    mine = pool.setdefault(speaker or "", [])
+    mine.append(heard)
+    mine.sort(key=lambda one: hashlib.sha256(one.name.encode()).digest())
+    del mine[MOST:]
+
+
+def save(pool: Pool, artifacts: Path) -> None:
+    path = artifacts / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        for speaker, mine in sorted(pool.items()):
+            for one in mine:
+                facts = {"speaker": speaker, "id": one.name, "text": one.text}
+                codes = {"audio_codes": one.codes.tolist()}
+                stream.write(f"{json.dumps({**facts, **codes}, ensure_ascii=False)}\n")
+
+
+@lru_cache(maxsize=2)
+def load(artifacts: Path) -> Pool:
+    """Those of an artifacts folder; none where it has none."""
+    pool: Pool = {}
+    if (artifacts / FILE).is_file():
+        with (artifacts / FILE).open(encoding="utf-8") as stream:
+            for facts in map(json.loads, stream):
+                heard = Heard(facts["id"], facts["text"], np.array(facts["audio_codes"]))
+                pool.setdefault(facts["speaker"], []).append(heard)
+    return pool
+
+
+def prompt_of(row: Row, reference: Heard | None = None) -> Prompt:
+    heard = None if reference is None else (reference.text, reference.codes)
+    return Prompt(row["text"], row.get("speaker"), row.get("instruct"), heard)
+
+
+def prompts(
+    rows: Sequence[Row],
+    pool: Mapping[str, Sequence[Heard]],
+    share: float,
+    seed: int | None,
+    fits: Callable[[Row, Prompt], bool],
+) -> list[Prompt]:
+    """A prompt for each row; a share of them, drawn with `seed`, go on from another recording of
+    the speaker in `pool`, where there is one with which the row `fits`. Without a seed none does.
+    """
+    if seed is None:
+        return [prompt_of(row) for row in rows]
+    chance, found = Random(seed), []
+    for row in rows:
+        wanted, place = chance.random() < share, chance.random()
+        prompt = prompt_of(row)
+        others = [heard for heard in pool.get(row.get("speaker") or "", ()) if differs(heard, row)]
+        if wanted and others:
+            paired = prompt_of(row, others[int(place * len(others))])
+            prompt = paired if fits(row, paired) else prompt
+        found.append(prompt)
+    return found
+
+
+def differs(heard: Heard, row: Row) -> bool:
+    """Not the same recording, under whatever name, which would teach to copy."""
+    return heard.name != row.get("id") and not np.array_equal(heard.codes, row["audio_codes"])
