@@ -17,11 +17,11 @@ from torch.nn.functional import cross_entropy
 
 from sheen_cli import Row, SheenError
 from sheen_lm import adapters, batches, loss, model, references, vocabulary
-from sheen_lm.batches import collate, lay
+from sheen_lm.batches import collate, lay, prompt_of, prompts
 from sheen_lm.convention import Convention
 from sheen_lm.layout import Ids, resolve
 from sheen_lm.model import IGNORE, CodesLM
-from sheen_lm.references import Heard, prompt_of, prompts
+from sheen_lm.references import Heard
 
 CONVENTION = Convention.model_validate({
     "specials": {"speech_start": "<audio_start>", "speech_end": "<audio_end>"},

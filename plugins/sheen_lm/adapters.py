@@ -9,7 +9,7 @@ of that size.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def attach(
 
 
 def name_of(lm: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in lm.named_modules() if module is wanted)
+    names: Iterator[str] = (name for name, module in lm.named_modules() if module is wanted)
+    return next(names)
 
 
 def freeze(model: CodesLM, patterns: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """Rows as one batch: each laid out, then right-padded, or several of them in one window."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from sheen_cli import Batch, Row, SheenError
 from sheen_lm.layout import Ids, Prompt, build, head
 from sheen_lm.model import IGNORE, PADDING
+from sheen_lm.references import Heard
 
 TERM = "tokens"  # the loss term that a batch counts
 Policy = Literal["drop", "trim"]
@@ -50,6 +52,40 @@ def lay(ids: Ids, row: Row, prompt: Prompt, longest: int, policy: Policy = "drop
         raise SheenError(f"{about}, and its prompt of {start} tokens leaves no room for a frame")
     end = start + frames * ids.places
     return Laid(laid.tokens[:end], laid.targets[:end])
+
+
+def prompt_of(row: Row, reference: Heard | None = None) -> Prompt:
+    heard = None if reference is None else (reference.text, reference.codes)
+    return Prompt(row["text"], row.get("speaker"), row.get("instruct"), heard)
+
+
+def prompts(
+    rows: Sequence[Row],
+    pool: Mapping[str, Sequence[Heard]],
+    share: float,
+    seed: int | None,
+    fits: Callable[[Row, Prompt], bool],
+) -> list[Prompt]:
+    """A prompt for each row; a share of them, drawn with `seed`, go on from another recording of
+    the speaker in `pool`, where there is one with which the row `fits`. Without a seed none does.
+    """
+    if seed is None:
+        return [prompt_of(row) for row in rows]
+    chance, found = Random(seed), []
+    for row in rows:
+        wanted, place = chance.random() < share, chance.random()
+        prompt = prompt_of(row)
+        others = [heard for heard in pool.get(row.get("speaker") or "", ()) if differs(heard, row)]
+        if wanted and others:
+            paired = prompt_of(row, others[int(place * len(others))])
+            prompt = paired if fits(row, paired) else prompt
+        found.append(prompt)
+    return found
+
+
+def differs(heard: Heard, row: Row) -> bool:
+    """Not the same recording, under whatever name, which would teach to copy."""
+    return heard.name != row.get("id") and not np.array_equal(heard.codes, row["audio_codes"])
 
 
 def collate(

@@ -181,25 +181,38 @@ def load(
     """A language model and its tokenizer, of a folder or a Hub id, as transformers has them. Raises
     SheenError where there is none, or where tensors are missing or no part of the model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    kind = attention_of(attention, dtype)
+    kind, words = attention_of(attention, dtype), tokenizer(base, revision)
     try:
         with quiet():  # it warns of what is an error here
-            tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
             lm, told = AutoModelForCausalLM.from_pretrained(
                 base, revision=revision, dtype=dtype, attn_implementation=kind,
                 output_loading_info=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise SheenError(f"model.base={base} cannot be loaded: {reason}") from None
+        raise unreadable(base, error) from None
     for what in ("missing", "unexpected", "mismatched"):
         if names := sorted(map(str, told[f"{what}_keys"])):
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
             raise SheenError(f"model.base={base} is not what its config.json says: {what} {some}")
     plain(lm, base)
-    return lm, tokenizer
+    return lm, words
+
+
+def tokenizer(base: str | Path, revision: str | None = None) -> Any:
+    """That of a folder or a Hub id. Raises SheenError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base, revision=revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unreadable(base, error) from None
+
+
+def unreadable(base: str | Path, error: Exception) -> SheenError:
+    reason = " ".join(str(error).split())
+    return SheenError(f"model.base={base} cannot be loaded: {reason}")
 
 
 @contextmanager

@@ -6,16 +6,11 @@ recordings.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from random import Random
 
 import numpy as np
-
-from sheen_cli import Row
-from sheen_lm.layout import Prompt
 
 FILE = "training/references.jsonl"
 MOST = 8  # of a speaker
@@ -62,37 +57,3 @@ def load(artifacts: Path) -> Pool:
                 heard = Heard(facts["id"], facts["text"], np.array(facts["audio_codes"]))
                 pool.setdefault(facts["speaker"], []).append(heard)
     return pool
-
-
-def prompt_of(row: Row, reference: Heard | None = None) -> Prompt:
-    heard = None if reference is None else (reference.text, reference.codes)
-    return Prompt(row["text"], row.get("speaker"), row.get("instruct"), heard)
-
-
-def prompts(
-    rows: Sequence[Row],
-    pool: Mapping[str, Sequence[Heard]],
-    share: float,
-    seed: int | None,
-    fits: Callable[[Row, Prompt], bool],
-) -> list[Prompt]:
-    """A prompt for each row; a share of them, drawn with `seed`, go on from another recording of
-    the speaker in `pool`, where there is one with which the row `fits`. Without a seed none does.
-    """
-    if seed is None:
-        return [prompt_of(row) for row in rows]
-    chance, found = Random(seed), []
-    for row in rows:
-        wanted, place = chance.random() < share, chance.random()
-        prompt = prompt_of(row)
-        others = [heard for heard in pool.get(row.get("speaker") or "", ()) if differs(heard, row)]
-        if wanted and others:
-            paired = prompt_of(row, others[int(place * len(others))])
-            prompt = paired if fits(row, paired) else prompt
-        found.append(prompt)
-    return found
-
-
-def differs(heard: Heard, row: Row) -> bool:
-    """Not the same recording, under whatever name, which would teach to copy."""
-    return heard.name != row.get("id") and not np.array_equal(heard.codes, row["audio_codes"])
