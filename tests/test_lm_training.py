@@ -4,6 +4,7 @@ on tiny models of two architectures.
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,9 @@ def test_a_softmax_over_the_audio_rows_alone(base: Path) -> None:
     assert narrow(**batch, trace=True).logits.shape == logits.shape
     with pytest.raises(ValueError, match="token 7 is a target, but none of the 25 choices"):
         narrow(batch["tokens"], torch.where(asked, 7, IGNORE))
+    written = CONVENTION.model_copy(update={"loss": "marker"})
+    with pytest.raises(SheenError, match=r"model.audio_only: this convention's loss counts more"):
+        CodesLM(ours.lm, replace(ours.ids, convention=written), choices)
 
 
 def test_models_that_do_more_to_their_logits_are_refused(tmp_path: Path) -> None:

@@ -68,11 +68,12 @@ def describe(
 
 def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iterator[Row | Skip]:
     """Codes, a clip at a time; clips that are too long for a row are left out and counted."""
-    from sheen_lm import codecs, layout
+    from sheen_lm import codecs, layout, references
 
     options = recipe.model
     codec = codec_of(options)
     codecs.note(codec, artifacts)
+    pool: references.Pool = {}
     ids = ids_of(options.base, options.written)
     for clip, codes in codecs.encoded(codec, clips, options.encode_seconds):
         if codecs.constant(codes):
@@ -86,7 +87,11 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
         if length > options.longest and options.too_long == "drop":
             yield Skip("too-long", f"{length} tokens, more than model.longest={options.longest}")
         else:
+            if clip.split in (None, "train"):
+                heard = references.Heard(clip.id, clip.text, codes)
+                references.offer(pool, clip.speaker, heard)
             yield {"audio_codes": codes.tolist()}
+    references.save(pool, artifacts)
 
 
 @cache
@@ -108,7 +113,7 @@ def codec_of(options: Options, revision: str | None = None) -> Any:
 
 
 def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None, artifacts: Path) -> Batch:
-    from sheen_lm import batches, layout
+    from sheen_lm import batches, layout, references
 
     options = recipe.model
     ids = ids_of(options.base, options.written)
@@ -116,7 +121,7 @@ def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None, artifact
     def fits(row: Row, prompt: layout.Prompt) -> bool:
         return len(batches.whole(ids, row, prompt).tokens) <= options.longest
 
-    pool = batches.pool(rows)
+    pool = references.load(artifacts)
     prompts = batches.prompts(rows, pool, options.clone, seed, fits)
     window = options.longest if options.pack and seed is not None else None
     return batches.collate(ids, rows, prompts, options.longest, options.too_long, window)

@@ -23,8 +23,9 @@ IGNORE, PADDING = -100, 0  # no target, as in `layout`; no segment
 class CodesLM(nn.Module):
     """A language model of transformers and the ids of its convention.
 
-    With `audio_only`, an array of ids, the loss chooses among these alone. After `own_rows` tokens
-    have vectors beside the frozen tables: `ours` (rows,) are their ids.
+    With `audio_only`, an array of ids, the loss chooses among these alone; SheenError where it
+    counts others. After `own_rows` tokens have vectors beside the frozen tables: `ours` are their
+    ids.
     """
 
     lm: Any
@@ -34,6 +35,8 @@ class CodesLM(nn.Module):
         self, lm: nn.Module, ids: Any = None, audio_only: np.ndarray | None = None
     ) -> None:
         super().__init__()
+        if audio_only is not None and ids.convention.loss != "codes":
+            raise SheenError("model.audio_only: this convention's loss counts more than audio, too")
         self.lm, self.ids, self.audio_only = lm, ids, audio_only
         self.adapter: list[Any] = []  # PEFT's view of `lm`, in a list: it is no module beside it
         self.own_rows(())
