@@ -4,7 +4,7 @@ second and peak memory, same model, same rows.
 Usage: lm_training.py [--layers 4] [--batch 4] [--runs trainer,full,full-kept,lora]
 
 Widths and vocabulary are those of Qwen3-0.6B with 12,290 tokens more, its 28 layers are fewer. One
-optimizer step over 32 rows of up to 1,024 tokens, targets on codes and the end alone, bf16, each
+optimizer step over 16 rows of up to 1,024 tokens, targets on codes and the end alone, bf16, each
 run in a process of its own on one thread; what is loaded before costs no time here, but counts in
 the peak. The Trainer has the settings that are usual for such models: random batches, padding to
 the longest, gradient checkpointing, its own loss from all logits. `full` is ours with gradient
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-TEXT, NEW, ROWS, LONGEST, IGNORE = 151_936, 12_290, 32, 1024, -100
+TEXT, NEW, ROWS, LONGEST, IGNORE = 151_936, 12_290, 16, 1024, -100
 START, END, CODES = TEXT, TEXT + 1, TEXT + 2
 RUNS = ("trainer", "full", "full-kept", "lora")
 

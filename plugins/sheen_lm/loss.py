@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-TARGETS = 1024  # of a piece
+TARGETS = 512  # of a piece
 CACHED, BLOCK = 1 << 11, 1 << 15  # columns of a piece: on a CPU, and elsewhere
 
 
@@ -107,6 +107,7 @@ class Piecewise(torch.autograd.Function):
             every.append(whole - own)
             if by_hidden is not None:
                 by_hidden[here] = gradients(scores, x, right, whole, runs, weights, sums)
+            scores.clear()
         each = torch.cat(every) if every else hidden.new_zeros(0, dtype=torch.float32)
         ctx.grads = [by_hidden, *sums]
         ctx.mark_non_differentiable(each)
