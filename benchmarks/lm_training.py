@@ -10,7 +10,8 @@ the peak. The Trainer has the settings that are usual for such models: random ba
 the longest, gradient checkpointing, its own loss from all logits. `full` is ours with gradient
 checkpointing as well, rows of like length together and the trained weights in two halves
 (train.weights=bf16); `full-kept` is that without checkpointing; `lora` trains adapters and the rows
-of new tokens. With --batch 8, as those settings have it, the Trainer takes about 20 GB.
+of new tokens. The Trainer's memory grows with --batch, 4 here and 8 in those settings, about 2 GB
+for each row.
 """
 
 import argparse

@@ -232,6 +232,23 @@ def test_rows_cost_the_same_alone_padded_and_packed(base: Path, attention: str) 
     assert not torch.allclose(mixed.total, packed.total, rtol=1e-3)
 
 
+def test_a_model_with_convolutions_cannot_be_packed(tmp_path: Path) -> None:
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    config = Lfm2Config(
+        vocab_size=258, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, full_attn_idxs=[1],
+    )  # fmt: skip
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    ours = opened(tmp_path)
+    costs = [ours(**batch_of(ours.ids, [each])).total for each in ROWS]
+    padded = ours(**batch_of(ours.ids, ROWS)).total
+    torch.testing.assert_close(padded, torch.stack(costs).sum(), rtol=1e-5, atol=0)
+    with pytest.raises(SheenError, match=r"model.pack: Lfm2ForCausalLM .* set model.pack=false"):
+        ours(**batch_of(ours.ids, ROWS, window=60))
+
+
 def test_windows_behind_each_other_have_the_same_states(base: Path) -> None:
     ours = opened(base).eval()
     batch = batch_of(ours.ids, ROWS, window=60)

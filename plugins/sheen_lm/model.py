@@ -113,6 +113,11 @@ class CodesLM(nn.Module):
         """
         if segments is None:
             return self.run(tokens, None)
+        if not packable(self.lm):
+            raise SheenError(
+                f"model.pack: {type(self.lm).__name__} has layers that would carry over from a row "
+                "to the next; set model.pack=false"
+            )
         if self.attention == "flash_attention_2":
             return self.flat(tokens, segments)
         return self.run(tokens, positions_of(segments))
