@@ -20,8 +20,9 @@ from sheen_cli import Row, SheenError
 from sheen_lm import adapters, batches, loss, model, references, vocabulary
 from sheen_lm.batches import collate, lay, prompt_of, prompts
 from sheen_lm.convention import Convention
-from sheen_lm.layout import Ids, resolve
-from sheen_lm.model import IGNORE, CodesLM
+from sheen_lm.layout import IGNORE, Ids, resolve
+from sheen_lm.model import CodesLM
+from sheen_lm.packing import PADDING
 from sheen_lm.references import Heard
 
 CONVENTION = Convention.model_validate({
@@ -252,7 +253,7 @@ def test_a_model_with_convolutions_cannot_be_packed(tmp_path: Path) -> None:
 def test_windows_behind_each_other_have_the_same_states(base: Path) -> None:
     ours = opened(base).eval()
     batch = batch_of(ours.ids, ROWS, window=60)
-    held = batch["segments"] != model.PADDING
+    held = batch["segments"] != PADDING
     found = ours.flat(batch["tokens"], batch["segments"])
     wanted = ours.states(batch["tokens"], batch["segments"])
     torch.testing.assert_close(found[held], wanted[held], rtol=1e-4, atol=1e-4)

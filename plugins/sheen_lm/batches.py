@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sheen_cli import Batch, Row, SheenError
-from sheen_lm.layout import Ids, Prompt, build, head
-from sheen_lm.model import IGNORE, PADDING
+from sheen_lm.layout import IGNORE, Ids, Prompt, build, head
+from sheen_lm.packing import PADDING, best_fit
 from sheen_lm.references import Heard
 
 TERM = "tokens"  # the loss term that a batch counts
@@ -106,16 +106,10 @@ def padded(laid: Sequence[Laid], pad: int) -> dict[str, Tensor]:
 
 
 def packed(laid: Sequence[Laid], pad: int, window: int) -> dict[str, Tensor]:
-    """The longest first, each into the first window that holds it."""
-    windows: list[list[Laid]] = []
-    room: list[int] = []
-    for one in sorted(laid, key=lambda one: -len(one.tokens)):
-        at = next((at for at, left in enumerate(room) if left >= len(one.tokens)), len(room))
-        if at == len(room):
-            windows.append([])
-            room.append(max(window, len(one.tokens)))
-        windows[at].append(one)
-        room[at] -= len(one.tokens)
+    """The longest first, each into the fullest window that still holds it."""
+    lengths = [len(one.tokens) for one in laid]
+    fitted = best_fit(lengths, max(window, *lengths))
+    windows = [[laid[number] for number in mine] for mine in fitted]
     inputs = filled(windows, pad)
     segments = torch.full_like(inputs["tokens"], PADDING)
     for row, mine in enumerate(windows):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
 from sheen_cli import SheenError
+from sheen_lm.layout import IGNORE
 from sheen_lm.loss import Head, Run, Scored, entropies
-
-IGNORE, PADDING = -100, 0  # no target, as in `layout`; no segment
+from sheen_lm.packing import PADDING
 
 
 class CodesLM(nn.Module):
