@@ -1,0 +1,353 @@
+"""Codec language models speaking: what transformers says under the same mask, what the loss says of
+it, each sentence alone and among others, always something that can be decoded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lm_bases import llama, llama_model, qwen, qwen_model
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
+
+from sheen_lm import adapters, layout, vocabulary
+from sheen_lm.convention import Convention
+from sheen_lm.families import FAMILIES
+from sheen_lm.generate import Wish, generate, wish
+from sheen_lm.layout import Ids, Prompt
+from sheen_lm.model import CodesLM
+from sheen_lm.sampling import Sampling
+from sheen_lm.stack import BLOCK, Stack, decoder
+
+TEXTS = ("hello there", "a", "something that is longer than those", "x y")
+SAMPLINGS = {
+    "temperature": Sampling(1.2, 0, 1.0, 0.0, 1.0),
+    "top_k": Sampling(1.5, 5, 1.0, 0.0, 1.0),
+    "top_p": Sampling(0.9, 0, 0.8, 0.0, 1.0),
+    "min_p": Sampling(2.0, 0, 1.0, 0.1, 1.0),
+    "all": Sampling(1.3, 9, 0.9, 0.02, 1.4),
+}
+
+
+def gpt2_model(rows: int) -> Any:
+    """Learnt positions, few of them, and biases: nothing like Llama."""
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=rows, n_positions=512, n_embd=64, n_layer=2, n_head=4,
+                   bos_token_id=None, eos_token_id=None)
+    )  # fmt: skip
+
+
+def scaled_model(kind: str) -> Callable[[int], Any]:
+    """A Llama with another rotation."""
+
+    def made(rows: int) -> Any:
+        found = llama_model(rows, tied=False, width=64)
+        own = {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 64}
+        if kind == "llama3":
+            own |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        found.config.rope_scaling = own
+        return type(found)(found.config)
+
+    return made
+
+
+KINDS: dict[str, tuple[Callable[[int], Any], Callable[[int], Any], str]] = {
+    "qwen": (qwen, lambda rows: qwen_model(rows, width=64), "sheen"),
+    "llama": (llama, lambda rows: llama_model(rows, width=64), "orpheus"),
+    "llama3 rotation": (llama, scaled_model("llama3"), "llasa"),
+    "dynamic rotation": (llama, scaled_model("dynamic"), "inworld"),
+    "gpt2": (qwen, gpt2_model, "sheen"),
+}
+
+
+def convention(family: str, size: int = 8) -> Convention:
+    """A family's, with small codebooks."""
+    values = FAMILIES[family]
+    books = len(values["codes"]["sizes"])
+    codes = {**values["codes"], "sizes": (size if books > 1 else 2 * size,) * books}
+    codes |= {"stride": size} if books > 1 else {}
+    return Convention.model_validate({**values, "codes": codes, "rows": 0})
+
+
+def tiny(kind: str, **changes: Any) -> CodesLM:
+    """Of a kind in KINDS, with weights so large that it is sure of what it says."""
+    words, made, family = KINDS[kind]
+    own = convention(family)
+    own = own.model_copy(update=changes)
+    tokenizer = words(300)
+    vocabulary.extend(tokenizer, own)
+    torch.manual_seed(0)
+    lm = made(len(tokenizer))
+    for parameter in lm.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return CodesLM(lm.eval(), layout.resolve(own, tokenizer))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> CodesLM:
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="module")
+def sheen() -> CodesLM:
+    return tiny("qwen")
+
+
+def wishes(ids: Ids, greedy: bool, limits: Sequence[int] = (6, 3, 9, 5)) -> list[Wish]:
+    return [
+        wish(Prompt(text), ids, limit, number, greedy)
+        for number, (text, limit) in enumerate(zip(TEXTS, limits, strict=True))
+    ]
+
+
+# --- against transformers -------------------------------------------------------------------------
+
+
+class Mask(LogitsProcessor):
+    """What `layout.allowed` says, as transformers has masks."""
+
+    def __init__(self, ids: Ids, start: int) -> None:
+        self.allowed, self.start, self.stop = layout.allowed(ids), start, ids.stop
+
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
+        step = tokens.shape[1] - self.start
+        some = torch.from_numpy(self.allowed[step % len(self.allowed)])
+        if step == 0:
+            some = some[some != self.stop]
+        masked = torch.full_like(scores, float("-inf"))
+        masked[:, some] = scores[:, some]
+        return masked
+
+
+class Windowed(RepetitionPenaltyLogitsProcessor):
+    """transformers' penalty of the last `window` ids that were said."""
+
+    def __init__(self, penalty: float, start: int, window: int) -> None:
+        super().__init__(penalty)
+        self.start, self.window = start, window
+
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
+        return super().__call__(tokens[:, self.start :][:, -self.window :], scores)  # type: ignore[no-any-return]
+
+
+def theirs(model: CodesLM, wished: Sequence[Wish], sampling: Sampling) -> list[np.ndarray]:
+    """Codes that transformers' `generate` says under the same mask, prompts padded at the left."""
+    width = max(len(each.prompt) for each in wished)
+    prompts = torch.full((len(wished), width), model.ids.pad)
+    seen = torch.zeros_like(prompts)
+    for row, each in enumerate(wished):
+        prompts[row, width - len(each.prompt) :] = torch.from_numpy(each.prompt)
+        seen[row, width - len(each.prompt) :] = 1
+    rules = [Windowed(float(sampling.repetition_penalty), width, sampling.window)]
+    drawn: dict[str, Any] = {"do_sample": False}
+    if not wished[0].greedy:
+        drawn = {
+            "do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k,
+            "top_p": sampling.top_p, "min_p": sampling.min_p or None,
+        }  # fmt: skip
+    torch.manual_seed(wished[0].seed)
+    said = model.lm.generate(
+        input_ids=prompts, attention_mask=seen, eos_token_id=model.ids.stop,
+        pad_token_id=model.ids.pad, max_new_tokens=max(e.limit for e in wished) * model.ids.places,
+        logits_processor=LogitsProcessorList([*rules, Mask(model.ids, width)]), **drawn,
+    )  # fmt: skip
+    return [
+        layout.read(row[width:], model.ids).codes[: each.limit]
+        for row, each in zip(said.tolist(), wished, strict=True)
+    ]
+
+
+def same_seed(model: CodesLM, sampling: Sampling) -> None:
+    for each in wishes(model.ids, greedy=False)[:2]:
+        (said,) = generate(model, [each], sampling)
+        (expected,) = theirs(model, [each], sampling)
+        assert np.array_equal(said.codes, expected)
+
+
+def test_a_seed_says_what_it_says_in_transformers(model: CodesLM) -> None:
+    same_seed(model, SAMPLINGS["all"])
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_way_to_sample_is_that_of_transformers(sheen: CodesLM, sampling: str) -> None:
+    same_seed(sheen, SAMPLINGS[sampling])
+
+
+@pytest.mark.parametrize(("penalty", "window"), [(1.0, 0), (1.3, 0), (1.3, 5)])
+def test_a_greedy_batch_says_what_it_says_in_transformers(
+    model: CodesLM, penalty: float, window: int
+) -> None:
+    sampling = Sampling(repetition_penalty=penalty, window=window)
+    asked = wishes(model.ids, greedy=True)
+    said = generate(model, asked, sampling)
+    for mine, expected in zip(said, theirs(model, asked, sampling), strict=True):
+        assert np.array_equal(mine.codes, expected)
+
+
+def test_the_penalty_and_its_window_change_what_is_said(sheen: CodesLM) -> None:
+    asked = [replace(wishes(sheen.ids, greedy=True)[0], limit=20)]
+    ways = Sampling(repetition_penalty=1.0), Sampling(window=3), Sampling(repetition_penalty=2.0)
+    said = [generate(sheen, asked, way)[0].codes.tolist() for way in ways]
+    assert said[0] != said[1] != said[2] != said[0]
+
+
+def test_buffers_grow_with_a_long_speech(sheen: CodesLM) -> None:
+    asked = [replace(wishes(sheen.ids, greedy=True)[0], limit=40)]
+    sampling = Sampling(repetition_penalty=1.0)
+    (said,), (expected,) = generate(sheen, asked, sampling), theirs(sheen, asked, sampling)
+    assert len(said.codes) * sheen.ids.places > BLOCK + 20
+    assert np.array_equal(said.codes, expected)
+
+
+def test_llama_and_qwen_run_on_our_layers(model: CodesLM) -> None:
+    ours = isinstance(decoder(model.lm.base_model, 1, 8), Stack)
+    rotation = getattr(model.lm.config, "rope_scaling", None) or {"rope_type": "default"}
+    assert ours == (model.lm.config.model_type != "gpt2" and rotation["rope_type"] != "dynamic")
+
+
+# --- alone and together ---------------------------------------------------------------------------
+
+
+def test_each_sentence_says_the_same_alone_and_among_others(model: CodesLM) -> None:
+    asked = wishes(model.ids, greedy=False)
+    asked[1] = replace(asked[1], greedy=True)
+    together = generate(model, asked, SAMPLINGS["all"])
+    for one, said in zip(asked, together, strict=True):
+        (alone,) = generate(model, [one], SAMPLINGS["all"])
+        assert np.array_equal(said.codes, alone.codes) and said.stop == alone.stop
+        assert said.nll == pytest.approx(alone.nll, abs=1e-3)
+    other, same = generate(model, [replace(asked[0], seed=9), asked[0]], SAMPLINGS["temperature"])
+    assert not np.array_equal(other.codes, same.codes)
+
+
+def test_what_is_over_leaves_the_batch(sheen: CodesLM) -> None:
+    fed: list[int] = []
+    table = sheen.lm.get_input_embeddings()
+    hook = table.register_forward_hook(lambda _, given, __: fed.append(len(given[0])))
+    said = generate(sheen, wishes(sheen.ids, greedy=True, limits=(6, 3, 9, 5)), Sampling())
+    hook.remove()
+    lengths = [len(each.codes) * sheen.ids.places for each in said]
+    assert len(set(lengths)) > 2
+    assert fed[1:] == [sum(length > step for length in lengths) for step in range(max(lengths))]
+
+
+# --- what it cost ---------------------------------------------------------------------------------
+
+
+def forced(model: CodesLM, prompt: Prompt, codes: np.ndarray) -> tuple[float, Tensor]:
+    """The loss of a row with these codes, and the logits behind it."""
+    tokens, targets = (
+        torch.from_numpy(each)[None] for each in layout.build(prompt, codes, model.ids)
+    )
+    with torch.no_grad():
+        scored = model(tokens, targets, trace=True)
+    return float(scored.total), scored.logits
+
+
+def like_the_loss(model: CodesLM, prompts: Sequence[Prompt]) -> None:
+    asked = [
+        wish(prompt, model.ids, 5 + number, number, greedy=number == 1)
+        for number, prompt in enumerate(prompts)
+    ]
+    plain = generate(model, asked, SAMPLINGS["all"])
+    for prompt, said, traced in zip(
+        prompts, plain, generate(model, asked, SAMPLINGS["all"], trace=True), strict=True
+    ):
+        total, logits = forced(model, prompt, said.codes)
+        assert said.logits is None and traced.logits is not None
+        assert traced.logits.shape == logits.shape
+        assert torch.allclose(traced.logits, logits, atol=2e-4)
+        assert said.nll == pytest.approx(total, abs=1e-3)
+        assert traced.nll == pytest.approx(total, abs=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["codes", "marker", "all"])
+def test_the_nll_is_the_loss_of_a_row_with_these_codes(loss: str) -> None:
+    model = tiny("llama", loss=loss)
+    heard = np.random.default_rng(0).integers(0, 8, (4, 7))
+    like_the_loss(
+        model,
+        [
+            Prompt("one"),
+            Prompt("two and more", "Ann"),
+            Prompt("go on", None, None, ("heard", heard)),
+        ],
+    )
+
+
+def test_the_nll_is_the_loss_whatever_the_model(model: CodesLM) -> None:
+    like_the_loss(model, [Prompt(text) for text in TEXTS[:2]])
+
+
+@pytest.mark.parametrize("kind", ["qwen", "dynamic rotation"])
+def test_adapters_and_new_rows_speak(kind: str) -> None:
+    model = tiny(kind)
+    fresh = np.unique(np.concatenate(layout.allowed(model.ids)))
+    adapters.attach(model, 4, 8, 0.0, adapters.linear(model.lm), fresh)
+    before = generate(model, wishes(model.ids, greedy=True), Sampling())
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+    after = generate(model, wishes(model.ids, greedy=True), Sampling())
+    assert any(not np.array_equal(a.codes, b.codes) for a, b in zip(before, after, strict=True))
+    like_the_loss(model, [Prompt(text) for text in TEXTS[:2]])
+
+
+def test_the_nll_chooses_as_the_loss_does(sheen: CodesLM) -> None:
+    audio = np.unique(np.concatenate(layout.allowed(sheen.ids)))
+    some = CodesLM(sheen.lm, sheen.ids, audio)
+    like_the_loss(some, [Prompt(text) for text in TEXTS[:2]])
+    (whole,), (part,) = (
+        generate(each, wishes(sheen.ids, True)[:1], Sampling()) for each in (sheen, some)
+    )
+    assert np.array_equal(whole.codes, part.codes) and part.nll < whole.nll
+
+
+# --- always speech --------------------------------------------------------------------------------
+
+
+def test_whatever_is_said_can_be_decoded(model: CodesLM) -> None:
+    hot = Sampling(50.0, 0, 1.0, 0.0, 1.0)  # close to drawing lots
+    asked = [wish(Prompt("lots"), model.ids, 12, seed, False) for seed in range(8)]
+    said = generate(model, asked, hot)
+    for each in said:
+        assert each.trimmed == 0 and 1 <= len(each.codes) <= 12
+        assert each.stop == ("length" if len(each.codes) == 12 else "end") or len(each.codes) == 12
+        layout.check(each.codes, model.ids.convention.codes)
+    assert len({len(each.codes) for each in said}) > 1  # some drew the end
+    assert all((np.ptp(np.concatenate([e.codes for e in said]), 0) > 3).tolist())
+
+
+def test_ids_far_from_one_another_are_chosen_as_well() -> None:
+    """An end that is an old token, before 400 rows of others."""
+    model = tiny("qwen", specials={"speech_start": "<audio_start>", "speech_end": "<|im_start|>"})
+    assert np.ptp(layout.allowed(model.ids)[0]) > 2 * 9
+    asked = wishes(model.ids, greedy=True)
+    sampling = Sampling(repetition_penalty=1.3)
+    for mine, expected in zip(
+        generate(model, asked, sampling), theirs(model, asked, sampling), strict=True
+    ):
+        assert np.array_equal(mine.codes, expected)
+    one = [replace(asked[0], greedy=False, seed=3)]
+    (mine,), (expected,) = generate(model, one, sampling), theirs(model, one, sampling)
+    assert np.array_equal(mine.codes, expected)
+
+
+def test_nothing_to_say_is_nothing(sheen: CodesLM) -> None:
+    assert generate(sheen, [], Sampling()) == []
+    none, some = generate(sheen, wishes(sheen.ids, True, limits=(0, 2, 1, 1))[:2], Sampling())
+    assert none.codes.shape == (0, 7) and none.stop == "length" and none.trimmed == 0
+    total, _ = forced(sheen, Prompt(TEXTS[0]), none.codes)
+    assert none.nll == pytest.approx(total, abs=1e-3)
+    assert len(some.codes) == 2
