@@ -3,7 +3,7 @@ it, each sentence alone and among others, always something that can be decoded.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from sheen_lm import adapters, layout, vocabulary
+from sheen_cli import Audio, Reference, Request, SheenError
+from sheen_lm import adapters, layout, vocabulary, voice
 from sheen_lm.convention import Convention
 from sheen_lm.families import FAMILIES
-from sheen_lm.generate import Wish, generate, wish
+from sheen_lm.generate import Spoken, Wish, generate, wish
 from sheen_lm.layout import Ids, Prompt
 from sheen_lm.model import CodesLM
 from sheen_lm.sampling import Sampling
@@ -351,3 +352,165 @@ def test_nothing_to_say_is_nothing(sheen: CodesLM) -> None:
     total, _ = forced(sheen, Prompt(TEXTS[0]), none.codes)
     assert none.nll == pytest.approx(total, abs=1e-3)
     assert len(some.codes) == 2
+
+
+# --- voices ---------------------------------------------------------------------------------------
+
+
+class Levels:
+    """A codec as small as there can be: a frame is seven samples, a code one of eight levels; what
+    is heard goes through a filter that remembers.
+    """
+
+    name, rate, frame_rate, samples = "levels", 84, 12.0, 7
+    sizes, layers, sha256 = (8,) * 7, (1, 2, 2, 3, 3, 3, 3), ""
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        whole = np.pad(audio, (0, -len(audio) % self.samples))
+        return np.rint((whole + 1) * 3.5).astype(np.int64).reshape(-1, self.samples)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        found, last = [], 0.0
+        for sample in codes.reshape(-1) / 3.5 - 1:
+            last = 0.5 * last + 0.5 * sample
+            found.append(last)
+        return np.array(found, np.float32)
+
+
+@dataclass
+class Options:
+    """As a recipe's `model:` has them."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 0
+
+
+def speak(model: CodesLM, *requests: Request, trace: bool = False, **options: Any) -> list[Audio]:
+    return voice.speak(Options(**options), model, Levels(), requests, trace)
+
+
+def reference(frames: int = 4, text: str | None = "heard", in_context: bool = True) -> Reference:
+    codes = np.random.default_rng(frames).integers(0, 8, (frames, 7))
+    return Reference((codes.reshape(-1) / 3.5 - 1).astype(np.float32), text, in_context)
+
+
+def test_each_request_is_spoken_as_it_asks(sheen: CodesLM) -> None:
+    asked = [Request("one", 3, max_seconds=0.5), Request("two", greedy=True, max_seconds=1)]
+    said = speak(sheen, *asked, trace=True, repetition_penalty=1.2, repetition_window=9)
+    by_hand = generate(
+        sheen,
+        [wish(Prompt("one"), sheen.ids, 6, 3, False), wish(Prompt("two"), sheen.ids, 12, 0, True)],
+        Sampling(1.0, 0, 1.0, 0.0, 1.2, 9),
+        trace=True,
+    )
+    for audio, spoken in zip(said, by_hand, strict=True):
+        assert audio.codes is not None and np.array_equal(audio.codes, spoken.codes)
+        assert audio.nll == {"tokens": spoken.nll} and audio.stop == spoken.stop
+        assert spoken.logits is not None and torch.equal(audio.logits["tokens"], spoken.logits)
+        assert np.array_equal(audio.samples, Levels().decode(spoken.codes)) and audio.rate == 84
+    assert speak(sheen, asked[0])[0].logits == {}
+
+
+def test_a_voice_goes_on_from_its_recording_and_is_returned_alone(sheen: CodesLM) -> None:
+    heard = reference()
+    codes = Levels().encode(heard.audio)
+    (said,) = speak(sheen, Request("go on", greedy=True, max_seconds=1, reference=heard))
+    prompt = Prompt("go on", reference=("heard", codes))
+    (without,) = speak(sheen, Request("go on", greedy=True, max_seconds=1))
+    assert said.codes is not None and without.codes is not None
+    (expected,) = generate(
+        sheen, [wish(prompt, sheen.ids, 12, 0, True)], Sampling(repetition_penalty=1.0)
+    )
+    assert np.array_equal(said.codes, expected.codes)
+    assert not np.array_equal(said.codes, without.codes)
+    whole = Levels().decode(np.concatenate([codes, said.codes]))
+    assert np.array_equal(said.samples, whole[len(heard.audio) :])
+    assert not np.array_equal(said.samples, Levels().decode(said.codes))  # the filter remembers
+
+
+def test_what_was_learnt_is_said_with_its_end_and_goes_on_from_its_recording() -> None:
+    model, heard = tiny("qwen"), reference()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.05)
+    learnt = np.random.default_rng(5).integers(0, 8, (2, 5, 7))
+    prompts = Prompt("one"), Prompt("two", reference=("heard", Levels().encode(heard.audio)))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(60):
+        for prompt, codes in zip(prompts, learnt, strict=True):
+            tokens, targets = layout.build(prompt, codes, model.ids)
+            scored = model(torch.from_numpy(tokens)[None], torch.from_numpy(targets)[None])
+            (scored.total / len(codes)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    said = speak(
+        model, Request("one", greedy=True), Request("two", greedy=True, reference=heard),
+        repetition_penalty=1.1,
+    )  # fmt: skip
+    for audio, codes in zip(said, learnt, strict=True):
+        assert audio.stop == "end" and np.array_equal(np.asarray(audio.codes), codes)
+        assert len(audio.samples) == codes.size
+
+
+def test_a_text_has_a_length_that_ends_a_model_that_does_not() -> None:
+    endless = tiny("qwen")
+    endless.output_table.data[endless.ids.stop] = 0
+    (said,) = speak(endless, Request("ten letters" * 2, greedy=True))
+    assert said.stop == "length" and np.shape(said.codes) == (int((4 + 0.2 * 22) * 12), 7)
+
+
+def test_the_longest_speech_follows_from_the_text_and_the_pace() -> None:
+    heard = "x" * 20, np.zeros((24, 7), np.int64)  # a tenth of a second a letter
+    assert voice.longest("y" * 50, None, 12.0) == pytest.approx(4 + 10)
+    assert voice.longest("y" * 50, heard, 12.0) == pytest.approx(4 + 15)
+    assert voice.longest("\u4e2d" * 50, None, 12.0) == pytest.approx(4 + 30)
+    assert voice.longest("y" * 50, ("x", heard[1]), 12.0) == pytest.approx(4 + 50)
+
+
+def refused(model: CodesLM, request: Request) -> str:
+    with pytest.raises(SheenError) as error:
+        speak(model, request)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_cannot_be_spoken_is_refused_in_a_line(sheen: CodesLM) -> None:
+    alone = reference(text=None, in_context=False)
+    assert "--icl and --ref-text" in refused(sheen, Request("x", reference=alone))
+    assert "nothing to say" in refused(sheen, Request("  "))
+    assert "no instruction" in refused(sheen, Request("x", instruct="gently"))
+    assert "<audio_end>" in refused(sheen, Request("x<audio_end>"))
+    full = refused(tiny("gpt2"), Request("long " * 101))
+    assert "takes 505 tokens of the 512" in full and "make it shorter" in full
+    broken = tiny("qwen")
+    broken.lm.base_model.norm.weight.data[0] = float("nan")
+    assert "no numbers" in refused(broken, Request("x", max_seconds=0.2))
+
+
+def test_a_model_speaks_no_further_than_its_positions() -> None:
+    model = tiny("gpt2")
+    model.output_table.data[model.ids.stop] = 0
+    (said,) = speak(model, Request("long " * 90))
+    assert said.stop == "length" and said.codes is not None and len(said.codes) == 60 // 7
+
+
+def test_what_is_not_heeded_or_left_out_is_said(
+    sheen: CodesLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mute = CodesLM(
+        sheen.lm,
+        replace(sheen.ids, convention=sheen.ids.convention.model_copy(update={"speaker": ""})),
+    )
+    speak(mute, Request("x", speaker="Ann", max_seconds=0.2))
+    assert "--speaker" in capsys.readouterr().err
+    voice.judge(Request("x"), Spoken(np.zeros((2, 7), np.int64), "end", 1.0, None, 3))
+    assert "3 tokens made no whole frame" in capsys.readouterr().err
+    named, other = (
+        speak(sheen, Request("x", greedy=True, speaker=name, max_seconds=0.5))[0]
+        for name in ("Ann", None)
+    )
+    assert not np.array_equal(named.codes, other.codes) and not capsys.readouterr().err

@@ -1,5 +1,6 @@
 """From requests to sound: which words, after which recording, how long at most; how likely."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -54,7 +55,8 @@ def speak(
         options.repetition_penalty, options.repetition_window,
     )  # fmt: skip
     spoken = generate(model, wishes, sampling, trace)
-    report(requests, spoken)
+    for request, each in zip(requests, spoken, strict=True):
+        judge(request, each)
     return [audio(codec, each, before) for each, before in zip(spoken, befores, strict=True)]
 
 
@@ -111,11 +113,15 @@ def fitted(found: Wish, model: CodesLM) -> Wish:
     return replace(found, limit=min(found.limit, room))
 
 
-def report(requests: Sequence[Request], spoken: Sequence[Spoken]) -> None:
-    """Say of which speech something had to be left out."""
-    for request, each in zip(requests, spoken, strict=True):
-        if each.trimmed:
-            warn(f"{request.text!r}: {each.trimmed} tokens made no whole frame and are left out")
+def judge(request: Request, spoken: Spoken) -> None:
+    """Say if something had to be left out. Raises SheenError for what is no speech at all."""
+    if math.isnan(spoken.nll):
+        raise SheenError(
+            f"{request.text!r}: the model's scores are no numbers: its weights are broken, or"
+            " training has diverged; take an earlier checkpoint"
+        )
+    if spoken.trimmed:
+        warn(f"{request.text!r}: {spoken.trimmed} tokens made no whole frame and are left out")
 
 
 def audio(codec: "Codec", spoken: Spoken, heard: Heard | None) -> Audio:
