@@ -4,11 +4,11 @@ mask as a LogitsProcessor.
 Usage: lm_synthesis.py [LAYERS] [FRAMES] [BATCH,BATCH...] [PRECISION]
 
 Widths and vocabulary are those of Qwen3-0.6B with SNAC (163,959 rows, tied); its 28 LAYERS take
-2.4 GB and minutes, fewer less. Weights are random, and no speech ends before FRAMES. Both sides run
-the same modules on the same prompts, on one thread; ours returns the likelihood of what it said
-besides, over the whole vocabulary. Whether they said the same tokens stands beside each ratio: in
-bf16 they need not, since the order of a sum decides near ties; sampled streams share their random
-numbers only one by one.
+2.4 GB and minutes, fewer less. Weights are random, and hardly a speech ends before FRAMES. Both
+sides run the same modules on the same prompts, on one thread; ours also returns the likelihood of
+what it said, over the whole vocabulary. Whether they said the same tokens stands beside each ratio:
+in bf16 they need not, since the order of a sum decides near ties; and sampled streams that are
+spoken together share one generator in transformers, while each has its own in ours.
 """
 
 import sys
@@ -62,12 +62,15 @@ class Mask(LogitsProcessor):
         self.start, self.barred = start, []
         for allowed in layout.allowed(ids):
             barred = torch.ones(ROWS, dtype=torch.bool)
-            barred[torch.from_numpy(allowed[allowed != ids.stop])] = False
+            barred[torch.from_numpy(allowed)] = False
             self.barred.append(barred)
+        self.at_first = self.barred[0].clone()
+        self.at_first[ids.stop] = True
 
     def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
-        place = (tokens.shape[1] - self.start) % len(self.barred)
-        return scores.masked_fill(self.barred[place], float("-inf"))
+        step = tokens.shape[1] - self.start
+        barred = self.barred[step % len(self.barred)] if step else self.at_first
+        return scores.masked_fill(barred, float("-inf"))
 
 
 def package(model: CodesLM, wishes: Sequence[Wish]) -> list[np.ndarray]:
@@ -84,7 +87,8 @@ def package(model: CodesLM, wishes: Sequence[Wish]) -> list[np.ndarray]:
     torch.manual_seed(wishes[0].seed)
     said = model.lm.generate(
         input_ids=prompts, attention_mask=(prompts != model.ids.pad).long(),
-        pad_token_id=model.ids.pad, max_new_tokens=wishes[0].limit * model.ids.places,
+        pad_token_id=model.ids.pad, eos_token_id=model.ids.stop,
+        max_new_tokens=wishes[0].limit * model.ids.places,
         logits_processor=LogitsProcessorList([penalty, Mask(model.ids, width)]), **drawn,
     )  # fmt: skip
     return [layout.read(row[width:], model.ids).codes for row in said.tolist()]

@@ -23,7 +23,7 @@ from sheen_cli import Audio, Reference, Request, SheenError
 from sheen_lm import adapters, layout, vocabulary, voice
 from sheen_lm.convention import Convention
 from sheen_lm.families import FAMILIES
-from sheen_lm.generate import Spoken, Wish, generate, wish
+from sheen_lm.generate import Choice, Spoken, Wish, generate, wish
 from sheen_lm.layout import Ids, Prompt
 from sheen_lm.model import CodesLM
 from sheen_lm.sampling import Sampling
@@ -324,7 +324,7 @@ def test_whatever_is_said_can_be_decoded(model: CodesLM) -> None:
     said = generate(model, asked, hot)
     for each in said:
         assert each.trimmed == 0 and 1 <= len(each.codes) <= 12
-        assert each.stop == ("length" if len(each.codes) == 12 else "end") or len(each.codes) == 12
+        assert each.stop == "end" or len(each.codes) == 12
         layout.check(each.codes, model.ids.convention.codes)
     assert len({len(each.codes) for each in said}) > 1  # some drew the end
     assert all((np.ptp(np.concatenate([e.codes for e in said]), 0) > 3).tolist())
@@ -343,6 +343,13 @@ def test_ids_far_from_one_another_are_chosen_as_well() -> None:
     one = [replace(asked[0], greedy=False, seed=3)]
     (mine,), (expected,) = generate(model, one, sampling), theirs(model, one, sampling)
     assert np.array_equal(mine.codes, expected)
+
+
+def test_no_row_of_the_head_is_computed_or_copied_for_nothing(sheen: CodesLM) -> None:
+    for allowed in layout.allowed(sheen.ids):
+        rows = Choice.of(sheen, allowed, torch.float32).rows
+        assert len(rows) == len(allowed)
+        assert rows.untyped_storage().data_ptr() == sheen.output_table.untyped_storage().data_ptr()
 
 
 def test_nothing_to_say_is_nothing(sheen: CodesLM) -> None:
