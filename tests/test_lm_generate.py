@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_codecs
 import torch
 from lm_bases import llama, llama_model, qwen, qwen_model
 from torch import Tensor
@@ -20,7 +21,7 @@ from transformers import (
 )
 
 from sheen_cli import Audio, Reference, Request, SheenError
-from sheen_lm import adapters, layout, vocabulary, voice
+from sheen_lm import adapters, codecs, layout, vocabulary, voice
 from sheen_lm.convention import Convention
 from sheen_lm.families import FAMILIES
 from sheen_lm.generate import Choice, Spoken, Wish, generate, wish
@@ -29,6 +30,7 @@ from sheen_lm.model import CodesLM
 from sheen_lm.sampling import Sampling
 from sheen_lm.stack import BLOCK, Stack, decoder
 
+Speak = Callable[..., list[Audio]]
 TEXTS = ("hello there", "a", "something that is longer than those", "x y")
 SAMPLINGS = {
     "temperature": Sampling(1.2, 0, 1.0, 0.0, 1.0),
@@ -364,24 +366,11 @@ def test_nothing_to_say_is_nothing(sheen: CodesLM) -> None:
 # --- voices ---------------------------------------------------------------------------------------
 
 
-class Levels:
-    """A codec as small as there can be: a frame is seven samples, a code one of eight levels; what
-    is heard goes through a filter that remembers.
-    """
-
-    name, rate, frame_rate, samples = "levels", 84, 12.0, 7
-    sizes, layers, sha256 = (8,) * 7, (1, 2, 2, 3, 3, 3, 3), ""
-
-    def encode(self, audio: np.ndarray) -> np.ndarray:
-        whole = np.pad(audio, (0, -len(audio) % self.samples))
-        return np.rint((whole + 1) * 3.5).astype(np.int64).reshape(-1, self.samples)
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        found, last = [], 0.0
-        for sample in codes.reshape(-1) / 3.5 - 1:
-            last = 0.5 * last + 0.5 * sample
-            found.append(last)
-        return np.array(found, np.float32)
+@pytest.fixture(scope="module")
+def snac(tmp_path_factory: pytest.TempPathFactory) -> codecs.Codec:
+    """SNAC with codebooks of eight codes."""
+    folder = tiny_codecs.write("snac", tmp_path_factory.mktemp("snac"), codebook_size=8)
+    return codecs.load(str(folder))
 
 
 @dataclass
@@ -396,21 +385,28 @@ class Options:
     repetition_window: int = 0
 
 
-def speak(model: CodesLM, *requests: Request, trace: bool = False, **options: Any) -> list[Audio]:
-    return voice.speak(Options(**options), model, Levels(), requests, trace)
+@pytest.fixture
+def speak(snac: codecs.Codec) -> Speak:
+    def spoken(model: CodesLM, *asked: Request, trace: bool = False, **options: Any) -> list[Audio]:
+        return voice.speak(Options(**options), model, snac, asked, trace)
+
+    return spoken
 
 
-def reference(frames: int = 4, text: str | None = "heard", in_context: bool = True) -> Reference:
-    codes = np.random.default_rng(frames).integers(0, 8, (frames, 7))
-    return Reference((codes.reshape(-1) / 3.5 - 1).astype(np.float32), text, in_context)
+def reference(text: str | None = "heard", in_context: bool = True) -> Reference:
+    """Four frames of noise, the last of them not whole."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 7000).astype(np.float32)
+    return Reference(noise, text, in_context)
 
 
-def test_each_request_is_spoken_as_it_asks(sheen: CodesLM) -> None:
-    asked = [Request("one", 3, max_seconds=0.5), Request("two", greedy=True, max_seconds=1)]
+def test_each_request_is_spoken_as_it_asks(
+    sheen: CodesLM, snac: codecs.Codec, speak: Speak
+) -> None:
+    asked = [Request("one", 3, max_seconds=0.52), Request("two", greedy=True, max_seconds=1)]
     said = speak(sheen, *asked, trace=True, repetition_penalty=1.2, repetition_window=9)
     by_hand = generate(
         sheen,
-        [wish(Prompt("one"), sheen.ids, 6, 3, False), wish(Prompt("two"), sheen.ids, 12, 0, True)],
+        [wish(Prompt("one"), sheen.ids, 6, 3, False), wish(Prompt("two"), sheen.ids, 11, 0, True)],
         Sampling(1.0, 0, 1.0, 0.0, 1.2, 9),
         trace=True,
     )
@@ -418,34 +414,38 @@ def test_each_request_is_spoken_as_it_asks(sheen: CodesLM) -> None:
         assert audio.codes is not None and np.array_equal(audio.codes, spoken.codes)
         assert audio.nll == {"tokens": spoken.nll} and audio.stop == spoken.stop
         assert spoken.logits is not None and torch.equal(audio.logits["tokens"], spoken.logits)
-        assert np.array_equal(audio.samples, Levels().decode(spoken.codes)) and audio.rate == 84
+        assert np.array_equal(audio.samples, snac.decode(spoken.codes)) and audio.rate == 24_000
     assert speak(sheen, asked[0])[0].logits == {}
 
 
-def test_a_voice_goes_on_from_its_recording_and_is_returned_alone(sheen: CodesLM) -> None:
+def test_a_voice_goes_on_from_its_recording_and_is_returned_alone(
+    sheen: CodesLM, snac: codecs.Codec, speak: Speak
+) -> None:
     heard = reference()
-    codes = Levels().encode(heard.audio)
+    codes = snac.encode(heard.audio)
     (said,) = speak(sheen, Request("go on", greedy=True, max_seconds=1, reference=heard))
     prompt = Prompt("go on", reference=("heard", codes))
     (without,) = speak(sheen, Request("go on", greedy=True, max_seconds=1))
     assert said.codes is not None and without.codes is not None
     (expected,) = generate(
-        sheen, [wish(prompt, sheen.ids, 12, 0, True)], Sampling(repetition_penalty=1.0)
+        sheen, [wish(prompt, sheen.ids, 11, 0, True)], Sampling(repetition_penalty=1.0)
     )
     assert np.array_equal(said.codes, expected.codes)
     assert not np.array_equal(said.codes, without.codes)
-    whole = Levels().decode(np.concatenate([codes, said.codes]))
-    assert np.array_equal(said.samples, whole[len(heard.audio) :])
-    assert not np.array_equal(said.samples, Levels().decode(said.codes))  # the filter remembers
+    whole = snac.decode(np.concatenate([codes, said.codes]))
+    assert np.array_equal(said.samples, whole[4 * 2048 :])
+    assert not np.array_equal(said.samples, snac.decode(said.codes))  # SNAC hears its neighbours
 
 
-def test_what_was_learnt_is_said_with_its_end_and_goes_on_from_its_recording() -> None:
+def test_what_was_learnt_is_said_with_its_end_and_goes_on_from_its_recording(
+    snac: codecs.Codec, speak: Speak
+) -> None:
     model, heard = tiny("qwen"), reference()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.05)
     learnt = np.random.default_rng(5).integers(0, 8, (2, 5, 7))
-    prompts = Prompt("one"), Prompt("two", reference=("heard", Levels().encode(heard.audio)))
+    prompts = Prompt("one"), Prompt("two", reference=("heard", snac.encode(heard.audio)))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(60):
         for prompt, codes in zip(prompts, learnt, strict=True):
@@ -460,14 +460,17 @@ def test_what_was_learnt_is_said_with_its_end_and_goes_on_from_its_recording() -
     )  # fmt: skip
     for audio, codes in zip(said, learnt, strict=True):
         assert audio.stop == "end" and np.array_equal(np.asarray(audio.codes), codes)
-        assert len(audio.samples) == codes.size
+        assert len(audio.samples) == len(codes) * 2048
 
 
-def test_a_text_has_a_length_that_ends_a_model_that_does_not() -> None:
+def test_a_text_has_a_length_that_ends_a_model_that_does_not(speak: Speak) -> None:
     endless = tiny("qwen")
     endless.output_table.data[endless.ids.stop] = 0
     (said,) = speak(endless, Request("ten letters" * 2, greedy=True))
-    assert said.stop == "length" and np.shape(said.codes) == (int((4 + 0.2 * 22) * 12), 7)
+    assert said.stop == "length" and np.shape(said.codes) == (
+        int((4 + 0.2 * 22) * 24_000 / 2048),
+        7,
+    )
 
 
 def test_the_longest_speech_follows_from_the_text_and_the_pace() -> None:
@@ -478,27 +481,27 @@ def test_the_longest_speech_follows_from_the_text_and_the_pace() -> None:
     assert voice.longest("y" * 50, ("x", heard[1]), 12.0) == pytest.approx(4 + 50)
 
 
-def refused(model: CodesLM, request: Request) -> str:
+def refused(speak: Speak, model: CodesLM, request: Request) -> str:
     with pytest.raises(SheenError) as error:
         speak(model, request)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_what_cannot_be_spoken_is_refused_in_a_line(sheen: CodesLM) -> None:
+def test_what_cannot_be_spoken_is_refused_in_a_line(sheen: CodesLM, speak: Speak) -> None:
     alone = reference(text=None, in_context=False)
-    assert "--icl and --ref-text" in refused(sheen, Request("x", reference=alone))
-    assert "nothing to say" in refused(sheen, Request("  "))
-    assert "no instruction" in refused(sheen, Request("x", instruct="gently"))
-    assert "<audio_end>" in refused(sheen, Request("x<audio_end>"))
-    full = refused(tiny("gpt2"), Request("long " * 101))
+    assert "--icl and --ref-text" in refused(speak, sheen, Request("x", reference=alone))
+    assert "nothing to say" in refused(speak, sheen, Request("  "))
+    assert "no instruction" in refused(speak, sheen, Request("x", instruct="gently"))
+    assert "<audio_end>" in refused(speak, sheen, Request("x<audio_end>"))
+    full = refused(speak, tiny("gpt2"), Request("long " * 101))
     assert "takes 505 tokens of the 512" in full and "make it shorter" in full
     broken = tiny("qwen")
     broken.lm.base_model.norm.weight.data[0] = float("nan")
-    assert "no numbers" in refused(broken, Request("x", max_seconds=0.2))
+    assert "no numbers" in refused(speak, broken, Request("x", max_seconds=0.2))
 
 
-def test_a_model_speaks_no_further_than_its_positions() -> None:
+def test_a_model_speaks_no_further_than_its_positions(speak: Speak) -> None:
     model = tiny("gpt2")
     model.output_table.data[model.ids.stop] = 0
     (said,) = speak(model, Request("long " * 90))
@@ -506,7 +509,7 @@ def test_a_model_speaks_no_further_than_its_positions() -> None:
 
 
 def test_what_is_not_heeded_or_left_out_is_said(
-    sheen: CodesLM, capsys: pytest.CaptureFixture[str]
+    sheen: CodesLM, speak: Speak, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mute = CodesLM(
         sheen.lm,

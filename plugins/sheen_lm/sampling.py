@@ -17,7 +17,7 @@ class Sampling:
     count) are less likely by `repetition_penalty`.
     """
 
-    temperature: float = 0.6
+    temperature: float = 0.8
     top_k: int = 0
     top_p: float = 0.95
     min_p: float = 0.0
