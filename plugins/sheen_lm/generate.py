@@ -229,12 +229,12 @@ def judged(
     flat = torch.tensor([token for each in targets for token in each], device=model.device)
     head = model.head()
     head = Head(tuple(weight.detach() for weight in head.weights), head.runs)  # no gradient
-    pieces = zip(states.split(PIECE), flat.split(PIECE), strict=True)
-    scored = [entropies(some, right, head, trace) for some, right in pieces]
+    pieces = [slice(at, at + PIECE) for at in range(0, len(flat), PIECE)]
+    scored = [entropies(states[piece], flat[piece], head, trace) for piece in pieces]
     lengths = [len(each) for each in targets]
-    nats = torch.cat([each.each for each in scored]).cpu().double().split(lengths)
+    nats = torch.cat([each.each for each in scored]).cpu().double().split_with_sizes(lengths)
     traced = [each.logits.cpu() for each in scored if each.logits is not None]
-    logits = torch.cat(traced).split(lengths) if trace else [None] * len(told)
+    logits = torch.cat(traced).split_with_sizes(lengths) if trace else [None] * len(told)
     spoken = []
     for tokens, each, nll, scores in zip(said, told, nats, logits, strict=True):
         read = layout.read(tokens, model.ids)
