@@ -12,6 +12,7 @@ from sheen_cli import (
     BackboneSpec,
     Batch,
     Clip,
+    Corpus,
     Loss,
     Recipe,
     Request,
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from sheen_lm.model import CodesLM
 
 TERM = "tokens"
+CODEC = ("model.codec", "model.codebooks", "model.stage")
+PREPARED = {
+    "sft": CODEC,
+    "pt": (*CODEC, "model.base", "model.family", "model.convention", "model.pretraining"),
+}
 TINY = (
     "train.max_steps=150", "train.learning_rate=3e-3", "train.precision=fp32", "model.lora=null",
 )  # fmt: skip
@@ -49,7 +55,8 @@ def describe(
         recipe=name,
         frame_rate=shape.rate / shape.samples,
         codebooks=chosen.written.codes.sizes,
-        prepared_by=("model.codec", "model.codebooks"),
+        prepared_by=PREPARED[chosen.stage],
+        corpus=corpus if chosen.stage == "pt" else None,
         reads=("speaker", "reference", *(("instruct",) if chosen.written.instruct else ())),
         takes_codes=True,
         tiny=tiny,
@@ -94,6 +101,21 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
     references.save(pool, artifacts)
 
 
+def corpus(recipe: Recipe[Any]) -> Corpus:
+    """Of stage pt: windows of the recipe's sources."""
+    from sheen_lm import codecs, pretraining
+    from sheen_lm.corpora import HeldOut
+
+    options, codec = recipe.model, codec_of(recipe.model)
+
+    def encoding(artifacts: Path) -> pretraining.Encoding:
+        codecs.note(codec, artifacts)
+        return pretraining.encoding(ids_of(options.base, options.written), codec.sha256)
+
+    held_out = HeldOut(seed=recipe.data.seed, share=recipe.data.validation)
+    return pretraining.corpus(options.pretraining, held_out, codec.sha256, encoding)
+
+
 @cache
 def ids_of(base: str, written: Any) -> "Ids":
     """The ids of a base's own tokenizer, with what the convention adds to it."""
@@ -113,10 +135,13 @@ def codec_of(options: Options, revision: str | None = None) -> Any:
 
 
 def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None, artifacts: Path) -> Batch:
-    from sheen_lm import batches, layout, references
+    from sheen_lm import batches, corpora, layout, pretraining, references
 
     options = recipe.model
     ids = ids_of(options.base, options.written)
+    if options.stage == "pt":
+        return pretraining.collate(rows, options.pretraining, ids.pad, TERM)
+    corpora.refuse_text_only(rows, "batch")
 
     def fits(row: Row, prompt: layout.Prompt) -> bool:
         return len(batches.whole(ids, row, prompt).tokens) <= options.longest
@@ -136,8 +161,9 @@ def load(recipe: Recipe[Any], checkpoint: Path | None) -> "CodesLM":
 
     kind = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model = opened(recipe, checkpoint, kind)
-    model.to("cuda" if torch.cuda.is_available() else "cpu", kind)
-    return model.eval()
+    for parameter in model.parameters():  # and no buffers: angles of positions stay exact
+        parameter.data = parameter.data.to(kind)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def opened(recipe: Recipe[Any], checkpoint: Path | None, kind: Any) -> "CodesLM":
@@ -156,6 +182,7 @@ def opened(recipe: Recipe[Any], checkpoint: Path | None, kind: Any) -> "CodesLM"
         say(vocabulary.describe(added, report))
     ids = layout.resolve(written, tokenizer)
     model = CodesLM(lm, ids, audible(ids) if options.audio_only else None)
+    model.fresh = report.fresh
     if adapted:
         attach(options, model)
         adapters.load_adapter(model, checkpoint)
@@ -170,7 +197,9 @@ def audible(ids: "Ids") -> Any:
 
 
 def attach(options: Options, model: "CodesLM") -> None:
-    """The recipe's adapters, and vectors of their own for the convention's tokens."""
+    """The recipe's adapters, and vectors of their own for the convention's tokens and all else that
+    the base never learnt, which the softmax sees too.
+    """
     import numpy as np
 
     from sheen_lm import adapters
@@ -178,7 +207,8 @@ def attach(options: Options, model: "CodesLM") -> None:
     lora = options.lora
     assert lora is not None
     pattern = adapters.linear(model.lm) if lora.targets == "all" else adapters.QUERY_VALUE
-    rows = np.unique(np.append(audible(model.ids), list(model.ids.roles.values())))
+    ours = audible(model.ids), list(model.ids.roles.values()), list(model.fresh)
+    rows = np.unique(np.concatenate(ours)).astype(int)
     adapters.attach(model, lora.rank, lora.alpha, lora.dropout, pattern, rows.tolist())
 
 

@@ -76,7 +76,8 @@ def entropies(hidden: Tensor, targets: Tensor, head: Head, trace: bool = False) 
         logits = torch.cat(parts, 1)
         each = torch.nn.functional.cross_entropy(logits.float(), columns, reduction="none")
         return Scored(each.sum(), each.detach(), logits)
-    return Scored(*Piecewise.apply(kind, hidden, columns, head.runs, *head.weights))  # type: ignore[no-untyped-call]
+    learns = torch.is_grad_enabled()  # which `forward` cannot see
+    return Scored(*Piecewise.apply(kind, learns, hidden, columns, head.runs, *head.weights))  # type: ignore[no-untyped-call]
 
 
 def computed_in(hidden: Tensor) -> torch.dtype:
@@ -90,11 +91,11 @@ class Piecewise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kind: torch.dtype, hidden: Tensor, columns: Tensor, runs: Sequence[Run],
-        *weights: Tensor,
+        ctx: Any, kind: torch.dtype, learns: bool, hidden: Tensor, columns: Tensor,
+        runs: Sequence[Run], *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        trained = ctx.needs_input_grad[4:]
-        taken = any(trained) or ctx.needs_input_grad[1]
+        trained = ctx.needs_input_grad[5:]
+        taken = learns and (any(trained) or ctx.needs_input_grad[2])
         by_hidden = torch.empty_like(hidden) if taken else None
         sums = [torch.zeros_like(w) if taken and t else None
                 for w, t in zip(weights, trained, strict=True)]  # fmt: skip
@@ -117,7 +118,7 @@ class Piecewise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         by_hidden, *sums = (each if each is None else each.mul_(grads[0]) for each in ctx.grads)
         ctx.grads = []
-        return None, by_hidden, None, None, *sums
+        return None, None, by_hidden, None, None, *sums
 
 
 def pieces(

@@ -7,7 +7,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from sheen_cli import Section
 from sheen_lm.convention import Convention
+from sheen_lm.corpora import check_stage
 from sheen_lm.families import FAMILIES, family
+from sheen_lm.pretraining import Pretraining
 from sheen_lm.vocabulary import Init
 
 
@@ -24,6 +26,8 @@ class Options(Section):
     codebooks: PositiveInt | None = None  # of a codec that has more; None: all
     family: str  # the convention's name; see `convention`
     convention: dict[str, Any] = Field({})  # fields that differ from the family's
+    stage: Literal["sft", "pt"] = "sft"  # rows of text with speech, or windows of a corpus
+    pretraining: Pretraining = Pretraining()  # the corpus of stage pt
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     lora: Lora | None = None  # None: all weights are trained, but for what `freeze` names
     freeze: tuple[str, ...] = ()  # patterns of the model's parameters
@@ -55,6 +59,7 @@ class Options(Section):
         if self.family not in FAMILIES:
             raise ValueError(f"family: {self.family} is unknown; known are {', '.join(FAMILIES)}")
         self.written  # noqa: B018  (a convention that is none is refused here)
+        check_stage(self.stage, self.pretraining.sources)
         if self.lora is not None and self.freeze:
             raise ValueError("freeze has no effect with lora, beside which all else is frozen")
         return self

@@ -35,14 +35,15 @@ class Added:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the tables: their rows before and now; how many of the rows were given values
-    by `init`, how many of those are rows that the base had spare, how many stand for no token.
+    """What became of the tables: their rows before and now; the ids of those that were given values
+    by `init` (fresh,), how many of them are rows that the base had spare, how many stand for no
+    token.
     """
 
     before: int
     rows: int
     init: str
-    fresh: int
+    fresh: tuple[int, ...]
     spare: int
     unused: int
     tied: bool
@@ -118,7 +119,7 @@ def resize(
     used = np.arange(rows) < size
     used[wanted] = True
     return Report(
-        before, rows, init, int(fresh.sum()), int(fresh[:before].sum()),
+        before, rows, init, tuple(fresh.nonzero()[0].tolist()), int(fresh[:before].sum()),
         int((fresh & ~used).sum()), tied,
     )  # fmt: skip
 
@@ -128,7 +129,7 @@ def describe(added: Added, report: Report) -> str:
     size = f"{report.before} rows" + (f" -> {report.rows}" if report.rows > report.before else "")
     return (
         f"vocabulary: {len(added.tokens)} tokens added, {added.reused} reused;"
-        f" {'tied table' if report.tied else 'tables'} of {size}; {report.fresh} new by"
+        f" {'tied table' if report.tied else 'tables'} of {size}; {len(report.fresh)} new by"
         f" '{report.init}', {report.spare} of them spare rows of the base, {report.unused} without"
         " a token"
     )
