@@ -40,8 +40,8 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
     """Turn clips into training rows: one Row or Skip a clip, in the clips' order.
 
     `clips` can be iterated again. What is fitted or pooled over clips is written to the folder
-    `artifacts` before the first row; to its folder `training`, which uploads leave behind, what
-    speech does not need. A row holds what `collate` needs, as JSON; the host adds id,
+    `artifacts`, with the last row at the latest; to its folder `training`, which uploads leave
+    behind, what speech does not need. A row holds what `collate` needs, as JSON; the host adds id,
     text, audio, duration, speaker and language. Codes go to "audio_codes", frames x codebooks.
     Never truncate a clip: return a Skip.
     """

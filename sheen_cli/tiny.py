@@ -25,7 +25,8 @@ SECONDS = 0.5  # of speech at the end
 # whatever the backbone's tiny settings say, this much is done
 LEAST = (
     "train.max_steps=1", "train.epochs=null", "train.max_minutes=null", "train.threads=1",
-    "train.workers=0", "train.accumulate=1", "train.precision=fp32", "data.validation=0",
+    "train.workers=0", "train.accumulate=1", "train.precision=fp32", "train.weights=fp32",
+    "data.validation=0",
     "data.max_samples=null", "data.min_seconds=0.1", "log.every=1",
 )  # fmt: skip
 

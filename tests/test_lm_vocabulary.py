@@ -74,7 +74,13 @@ def test_the_order_decides_on_the_ids() -> None:
 def test_old_rows_stay_and_tied_tables_stay_tied(build: Callable[..., Any], tied: bool) -> None:
     model, inputs, outputs, base, report = adapted(build, tied)
     assert report == Report(
-        before=292, rows=316, init="mean", fresh=tuple(range(282, 316)), spare=10, unused=0, tied=tied
+        before=292,
+        rows=316,
+        init="mean",
+        fresh=tuple(range(282, 316)),
+        spare=10,
+        unused=0,
+        tied=tied,
     )
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert (table is head) == tied and model.config.tie_word_embeddings == tied

@@ -52,7 +52,7 @@ def tiny(folder: Path) -> Sequence[str]:
 
 @hookimpl
 def describe(recipe: Recipe[Options] | None) -> BackboneSpec:
-    return hooks.describe(Options, "llama-codes-sft", tiny, recipe)
+    return hooks.describe(Options() if recipe is None else recipe.model, "llama-codes-sft", tiny)
 
 
 @hookimpl
@@ -89,3 +89,8 @@ def synth(
     recipe: Recipe[Options], model: "nn.Module", requests: Iterable[Request], trace: bool
 ) -> Iterator[Audio]:
     yield from hooks.synth(recipe, model, requests, trace)
+
+
+@hookimpl
+def export(recipe: Recipe[Options], checkpoint: Path, kind: str, folder: Path) -> str:
+    return hooks.export(recipe, checkpoint, kind, folder)

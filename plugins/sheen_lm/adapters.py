@@ -30,6 +30,10 @@ def linear(lm: Any) -> str:
     own = {id(lm.get_output_embeddings())}
     names = {name.rpartition(".")[2] for name, module in lm.named_modules()
              if isinstance(module, nn.Linear) and id(module) not in own}  # fmt: skip
+    if not names:  # GPT-2 has layers of a class of its own
+        raise SheenError(
+            f"model.lora: {type(lm).__name__} has no linear modules; set model.lora=null"
+        )
     return rf".*\.(?:{'|'.join(map(re.escape, sorted(names)))})"
 
 
@@ -53,7 +57,7 @@ def attach(
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern,
         trainable_token_indices=dict.fromkeys(tables, ours) if ours else None,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM", revision=getattr(model.lm.config, "_commit_hash", None),
     )  # fmt: skip
     model.adapter = [get_peft_model(model.lm, config)]
     model.own_rows(tuple(ours))
@@ -135,6 +139,12 @@ def save_adapter(model: CodesLM, folder: Path) -> None:
 def settings(adapter: Any) -> dict[str, Any]:
     found: dict[str, Any] = adapter.peft_config["default"].to_dict()
     return json.loads(json.dumps(found, default=sorted))  # type: ignore[no-any-return]
+
+
+def revision(folder: Path) -> str | None:
+    """The Hub's commit of the base that a saved adapter was trained on, if it is of the Hub."""
+    found: str | None = json.loads((folder / CONFIG).read_text("utf-8")).get("revision")
+    return found
 
 
 def load_adapter(model: CodesLM, folder: Path) -> None:

@@ -25,6 +25,7 @@ from sheen_cli import (
 from sheen_lm.options import Options
 
 if TYPE_CHECKING:
+    from sheen_lm.codecs import Codec
     from sheen_lm.layout import Ids
     from sheen_lm.model import CodesLM
 
@@ -34,22 +35,20 @@ PREPARED = {
     "sft": CODEC,
     "pt": (*CODEC, "model.base", "model.family", "model.convention", "model.pretraining"),
 }
+EXPORTS = ("merged", "adapter")
 TINY = (
-    "train.max_steps=150", "train.learning_rate=3e-3", "train.precision=fp32", "model.lora=null",
+    "train.max_steps=150", "train.learning_rate=3e-3", "train.precision=fp32", "train.weights=fp32",
+    "model.lora=null",
 )  # fmt: skip
 
 
-def describe(
-    options: type[Options], name: str, tiny: Callable[[Path], Sequence[str]],
-    recipe: Recipe[Any] | None,
-) -> BackboneSpec:  # fmt: skip
-    """What the recipe's codec and convention make of the backbone, by default those of SNAC."""
+def describe(chosen: Options, name: str, tiny: Callable[[Path], Sequence[str]]) -> BackboneSpec:
+    """What a recipe's codec and convention make of the backbone."""
     from sheen_lm import codecs
 
-    chosen = options() if recipe is None else recipe.model
     shape = codecs.shape(chosen.codec)
     return BackboneSpec(
-        options=options,
+        options=type(chosen),
         sample_rate=shape.rate,
         terms=(TERM,),
         recipe=name,
@@ -59,6 +58,7 @@ def describe(
         corpus=corpus if chosen.stage == "pt" else None,
         reads=("speaker", "reference", *(("instruct",) if chosen.written.instruct else ())),
         takes_codes=True,
+        exports=EXPORTS,
         tiny=tiny,
         stacks=({"torch": ">=2.8", "transformers": ">=4.57.3"},),
         free=tuple(
@@ -78,11 +78,17 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
     from sheen_lm import codecs, layout, references
 
     options = recipe.model
-    codec = codec_of(options)
-    codecs.note(codec, artifacts)
-    pool: references.Pool = {}
-    ids = ids_of(options.base, options.written)
-    for clip, codes in codecs.encoded(codec, clips, options.encode_seconds):
+    ids, pool = ids_of(options), references.Pool()
+    codes_are = options.written.codes
+
+    @cache
+    def codec() -> "Codec":
+        found = codec_of(options)
+        codecs.note(found, artifacts)
+        return found
+
+    seconds = options.encode_seconds
+    for clip, codes in codecs.encoded(codec, clips, codes_are.sizes, codes_are.layers, seconds):
         if codecs.constant(codes):
             yield Skip("constant-codes", "the codec hears the same in every frame")
             continue
@@ -110,23 +116,28 @@ def corpus(recipe: Recipe[Any]) -> Corpus:
 
     def encoding(artifacts: Path) -> pretraining.Encoding:
         codecs.note(codec, artifacts)
-        return pretraining.encoding(ids_of(options.base, options.written), codec.sha256)
+        return pretraining.encoding(ids_of(options), codec.sha256)
 
     held_out = HeldOut(seed=recipe.data.seed, share=recipe.data.validation)
     return pretraining.corpus(options.pretraining, held_out, codec.sha256, encoding)
 
 
-@cache
-def ids_of(base: str, written: Any) -> "Ids":
-    """The ids of a base's own tokenizer, with what the convention adds to it."""
-    from sheen_lm import layout, model, vocabulary
+def ids_of(options: Options) -> "Ids":
+    """The ids of the base's own tokenizer, with what the convention adds to it."""
+    return known_ids(options.base, options.written.model_dump_json())
 
-    tokenizer = model.tokenizer(base)
+
+@cache
+def known_ids(base: str, convention: str) -> "Ids":
+    from sheen_lm import layout, model, vocabulary
+    from sheen_lm.convention import Convention
+
+    written, tokenizer = Convention.model_validate_json(convention), model.tokenizer(base)
     vocabulary.extend(tokenizer, written)
     return layout.resolve(written, tokenizer)
 
 
-def codec_of(options: Options, revision: str | None = None) -> Any:
+def codec_of(options: Options, revision: str | None = None) -> "Codec":
     from sheen_lm import codecs, layout
 
     codec = codecs.load(options.codec, revision=revision, codebooks=options.codebooks)
@@ -138,13 +149,13 @@ def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None, artifact
     from sheen_lm import batches, corpora, layout, pretraining, references
 
     options = recipe.model
-    ids = ids_of(options.base, options.written)
+    ids = ids_of(options)
     if options.stage == "pt":
         return pretraining.collate(rows, options.pretraining, ids.pad, TERM)
     corpora.refuse_text_only(rows, "batch")
 
     def fits(row: Row, prompt: layout.Prompt) -> bool:
-        return len(batches.whole(ids, row, prompt).tokens) <= options.longest
+        return bool(len(batches.whole(ids, row, prompt).tokens) <= options.longest)
 
     pool = references.load(artifacts)
     prompts = batches.prompts(rows, pool, options.clone, seed, fits)
@@ -168,14 +179,15 @@ def load(recipe: Recipe[Any], checkpoint: Path | None) -> "CodesLM":
 
 def opened(recipe: Recipe[Any], checkpoint: Path | None, kind: Any) -> "CodesLM":
     """The base, extended, or a checkpoint; adapters are attached."""
-    from sheen_lm import adapters, layout, vocabulary
+    from sheen_lm import adapters, codecs, layout, vocabulary
     from sheen_lm.model import CodesLM
     from sheen_lm.model import load as load_lm
 
     options, written = recipe.model, recipe.model.written
     adapted = checkpoint is not None and (checkpoint / adapters.CONFIG).is_file()
-    whole = checkpoint is not None and not adapted
-    lm, tokenizer = load_lm(checkpoint if whole else options.base, options.attention, kind)
+    base = options.base if checkpoint is None or adapted else checkpoint
+    revision = adapters.revision(checkpoint) if checkpoint is not None and adapted else None
+    lm, tokenizer = load_lm(base, options.attention, kind, revision)
     added = vocabulary.extend(tokenizer, written)
     report = vocabulary.resize(lm, tokenizer, written, added, options.new_rows, recipe.train.seed)
     if checkpoint is None:
@@ -183,10 +195,20 @@ def opened(recipe: Recipe[Any], checkpoint: Path | None, kind: Any) -> "CodesLM"
     ids = layout.resolve(written, tokenizer)
     model = CodesLM(lm, ids, audible(ids) if options.audio_only else None)
     model.fresh = report.fresh
-    if adapted:
+    if checkpoint is not None:
+        model.codec_revision = codecs.revision(checkpoint / "artifacts")
+    if checkpoint is not None and adapted:
         attach(options, model)
         adapters.load_adapter(model, checkpoint)
     return model
+
+
+def export(recipe: Recipe[Any], checkpoint: Path, kind: str, folder: Path) -> str:
+    import torch
+
+    from sheen_lm import exports
+
+    return exports.write(opened(recipe, checkpoint, torch.float32), checkpoint, kind, folder)
 
 
 def audible(ids: "Ids") -> Any:
@@ -221,14 +243,20 @@ def loss(model: Any, batch: Batch, trace: bool) -> Loss:
 def train(recipe: Recipe[Any], run: Run) -> None:
     import torch
 
-    from sheen_lm import adapters, codecs
+    from sheen_lm import adapters, codecs, pretraining
     from sheen_lm import model as models
 
     options = recipe.model
-    codecs.check(codec_of(options), run.artifacts, str(run.rows.path.parent))
+    data, noted = run.rows.path.parent, codecs.read(run.artifacts) or {}
+    if noted:  # else the codes are the source's
+        codecs.check(codec_of(options, noted["revision"]), run.artifacts, str(data))
+    if options.stage == "pt":
+        known = pretraining.encoding(ids_of(options), noted.get("sha256"))
+        pretraining.check(data, options.pretraining, known)
     half = recipe.train.precision == "bf16" and options.lora is not None
     model = opened(recipe, run.resume, torch.bfloat16 if half else torch.float32)
     model.to(run.accelerator.device)
+    model.codec_revision = noted.get("revision")
     if options.lora is None:
         adapters.freeze(model, options.freeze)
     elif run.resume is None:
@@ -243,8 +271,9 @@ def train(recipe: Recipe[Any], run: Run) -> None:
 
 
 def synth(
-    recipe: Recipe[Any], model: "CodesLM", requests: Iterable[Request], trace: bool
+    recipe: Recipe[Any], model: Any, requests: Iterable[Request], trace: bool
 ) -> Iterator[Audio]:
     from sheen_lm import voice
 
-    yield from voice.speak(recipe.model, model, codec_of(recipe.model), list(requests), trace)
+    codec = codec_of(recipe.model, model.codec_revision)
+    yield from voice.speak(recipe.model, model, codec, list(requests), trace)

@@ -39,6 +39,7 @@ class CodesLM(nn.Module):
             raise SheenError("model.audio_only: this convention's loss counts more than audio, too")
         self.lm, self.ids, self.audio_only = lm, ids, audio_only
         self.adapter: list[Any] = []  # PEFT's view of `lm`, in a list: it is no module beside it
+        self.codec_revision: str | None = None  # the Hub's commit of the codec that it speaks
         self.fresh: tuple[int, ...] = ()  # ids of the tables' rows that the base never learnt
         self.own_rows(())
 

@@ -35,13 +35,19 @@ class Options(Shared):
 def tiny(folder: Path) -> Sequence[str]:
     from sheen_lm import miniature
 
-    base, codec = miniature.base(folder / "base", "qwen3"), miniature.snac(folder / "codec")
-    return [f"model.base={base}", f"model.codec={codec}", *hooks.TINY]
+    base = miniature.base(folder / "base", "qwen3")
+    codec = miniature.snac(folder / "codec", codebook_size=256)
+    return [
+        f"model.base={base}",
+        f"model.codec={codec}",
+        *hooks.TINY,
+        "model.convention={codes: {stride: 256, sizes: [256, 256, 256, 256, 256, 256, 256]}}",
+    ]
 
 
 @hookimpl
 def describe(recipe: Recipe[Options] | None) -> BackboneSpec:
-    return hooks.describe(Options, "qwen-snac-lora", tiny, recipe)
+    return hooks.describe(Options() if recipe is None else recipe.model, "qwen-snac-lora", tiny)
 
 
 @hookimpl
@@ -78,3 +84,8 @@ def synth(
     recipe: Recipe[Options], model: "nn.Module", requests: Iterable[Request], trace: bool
 ) -> Iterator[Audio]:
     yield from hooks.synth(recipe, model, requests, trace)
+
+
+@hookimpl
+def export(recipe: Recipe[Options], checkpoint: Path, kind: str, folder: Path) -> str:
+    return hooks.export(recipe, checkpoint, kind, folder)

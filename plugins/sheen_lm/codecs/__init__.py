@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sheen_lm.codecs.codec import verified as verified
     from sheen_lm.codecs.record import check as check
     from sheen_lm.codecs.record import note as note
+    from sheen_lm.codecs.record import read as read
     from sheen_lm.codecs.record import revision as revision
     from sheen_lm.codecs.source import KINDS as KINDS
     from sheen_lm.codecs.source import load as load
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(("Codec", "constant", "encoded", "verified"), "codec"),
-    **dict.fromkeys(("check", "note", "revision"), "record"),
+    **dict.fromkeys(("check", "note", "read", "revision"), "record"),
     **dict.fromkeys(("KINDS", "load", "shape"), "source"),
 }
 __all__ = list(_HOME)

@@ -8,7 +8,7 @@ equally many frames share a batch, where no padding of another's is seen.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class Codec:
 
 
 def verified(
-    codes: np.ndarray, sizes: Sequence[int], layers: Sequence[int], where: str
+    codes: np.ndarray | None, sizes: Sequence[int], layers: Sequence[int], where: str
 ) -> np.ndarray:
     """The codes (frames, codebooks), whole numbers of which column i is below `sizes[i]`, as int64.
     Raises SheenError that names `where`, the codebook and the first code that does not fit.
@@ -151,27 +151,35 @@ def constant(codes: np.ndarray) -> bool:
 
 
 def encoded(
-    codec: Codec, clips: Iterable[Clip], seconds: float = 0
-) -> Iterator[tuple[Clip, np.ndarray]]:
-    """Every clip with its codes, in order; those that the source brings are checked and taken.
-    Batches on a GPU hold `seconds` of sound at most. Raises SheenError.
+    codec: Callable[[], Codec], clips: Iterable[Clip], sizes: Sequence[int],
+    layers: Sequence[int], seconds: float = 0,
+) -> Iterator[tuple[Clip, np.ndarray]]:  # fmt: skip
+    """Every clip with its codes, in order; those that the source brings are checked against `sizes`
+    and `layers` and taken, and where it brings all of them no codec is loaded. Batches on a GPU
+    hold `seconds` of sound at most. Raises SheenError.
     """
+    for brought, some in groupby(clips, lambda clip: clip.codes is not None):
+        if brought:
+            for clip in some:
+                yield clip, verified(clip.codes, sizes, layers, f"{clip.id}, codes of the data")
+        else:
+            yield from computed(codec(), some, seconds)
+
+
+def computed(
+    codec: Codec, clips: Iterable[Clip], seconds: float
+) -> Iterator[tuple[Clip, np.ndarray]]:
     size = WINDOW if seconds and codec.device == "cuda" else 1
     stream = iter(clips)
     while some := list(islice(stream, size)):
-        silent = [clip for clip in some if clip.codes is None]
-        for clip in silent:
+        for clip in some:
             if clip.rate != codec.rate:
                 raise SheenError(
                     f"{clip.id}: {codec.name} hears sound at {codec.rate} Hz, not at {clip.rate}"
                 )
-        made = iter(codec.encode_all([clip.audio for clip in silent], seconds=seconds))
-        for clip in some:
-            if clip.codes is None:
-                yield clip, next(made)
-            else:
-                where = f"{clip.id}, codes for {codec.name}"
-                yield clip, verified(clip.codes, codec.sizes, codec.layers, where)
+        yield from zip(
+            some, codec.encode_all([c.audio for c in some], seconds=seconds), strict=True
+        )
 
 
 def batches(lengths: Sequence[int], most: float) -> Iterator[list[int]]:
