@@ -38,8 +38,11 @@ def test_every_recipe_key_is_documented_with_its_default() -> None:
     for name, section in shared.items():
         known[0] |= fields(section, name)
     known += [fields(load(name).spec.options, "model") for name in parts[1::2]]
-    for part, defaults in zip(parts[::2], known, strict=True):
-        rows = dict(re.findall(r"^\| (`[^|]+`) \|([^|]*)\|", part, re.MULTILINE))
+    tables = [dict(re.findall(r"^\| (`[^|]+`) \|([^|]*)\|", part, re.MULTILINE))
+              for part in parts[::2]]  # fmt: skip
+    for part, rows, defaults in zip(parts[::2], tables, known, strict=True):
+        for other in re.findall(r"^All other keys are those of `(.+)`", part, re.MULTILINE):
+            rows = tables[parts[1::2].index(other) + 1] | rows
         assert {key for cell in rows for key in re.findall(r"`([^`]+)`", cell)} == set(defaults)
         for key, default in defaults.items():
             cell = rows.get(f"`{key}`", "").strip().strip("`")
