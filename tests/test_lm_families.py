@@ -46,7 +46,7 @@ QUICK = [
 
 
 def checkpoint(one: Family, folder: Path) -> Any:
-    """A model that has the family's tokens already, as one from its authors has; their tokenizer."""
+    """A model that has the family's tokens already, as its authors' has; its tokenizer."""
     tokenizer = getattr(lm_bases, one.base)(one.size)
     torch.manual_seed(0)
     model = getattr(lm_bases, f"{one.base}_model")(len(tokenizer), width=32)
@@ -68,7 +68,9 @@ def codec(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
-def test_a_family_trains_speaks_and_loads_in_plain_transformers(one: Family, tmp_path: Path) -> None:
+def test_a_family_trains_speaks_and_loads_in_plain_transformers(
+    one: Family, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     own = checkpoint(one, tmp_path / "base")

@@ -3,7 +3,7 @@ they are given.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,7 +208,8 @@ def export(recipe: Recipe[Any], checkpoint: Path, kind: str, folder: Path) -> st
 
     from sheen_lm import exports
 
-    return exports.write(opened(recipe, checkpoint, torch.float32), checkpoint, kind, folder)
+    load = partial(opened, recipe, checkpoint, torch.float32)
+    return exports.write(load, checkpoint, kind, folder)
 
 
 def audible(ids: "Ids") -> Any:

@@ -1,0 +1,238 @@
+"""`qwen-snac` and `llama-codes` from the shell, on real recordings and tiny bases of the real
+classes: the contract, from data to speech, pretraining then fine-tuning, what is refused.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import sheen
+from safetensors.torch import load_file
+
+from sheen_cli import SheenError
+from sheen_cli.backbones import resolve
+from sheen_cli.rows import Rows
+from sheen_cli.testing import contract
+from sheen_lm import miniature
+
+SPEECH = Path(__file__).with_name("data") / "speech"
+MIMI = (
+    "model.codebooks=4",
+    "model.convention={codes: {stride: 64, sizes: [64, 64, 64, 64], layers: [1, 2, 3, 4], "
+    "frame: [0, 1, 2, 3]}}",
+)
+SMALL = (
+    "model.convention={codes: {stride: 256, sizes: [256, 256, 256, 256, 256, 256, 256]}}",
+)  # fmt: skip
+RUN = (
+    "--max-steps",
+    "4",
+    "train.accumulate=1",
+    "train.threads=1",
+    "train.workers=0",
+    "log.every=1",
+)
+
+test_contract_of_qwen_snac = contract("qwen-snac")
+test_contract_of_llama_codes = contract("llama-codes")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("lm")
+    miniature.base(home / "qwen", "qwen3")
+    miniature.base(home / "llama", "llama")
+    miniature.snac(home / "snac", codebook_size=256)
+    miniature.mimi(home / "mimi")
+    return home
+
+
+def qwen(home: Path) -> tuple[str, ...]:
+    return (f"model.base={home / 'qwen'}", f"model.codec={home / 'snac'}", *SMALL)
+
+
+def llama(home: Path) -> tuple[str, ...]:
+    return (f"model.base={home / 'llama'}", f"model.codec={home / 'mimi'}", *MIMI)
+
+
+@pytest.fixture(scope="module")
+def voice(home: Path) -> Path:
+    """A run of `qwen-snac-lora`, as anybody types it, with a third of its rows as continuations."""
+    recipe = ("--recipe", "qwen-snac-lora")
+    sheen("prepare", *recipe, "--dataset", SPEECH, "--out", home / "data", *qwen(home))
+    said = sheen("train", *recipe, "--data", home / "data", "--out", home / "run", *RUN,
+                 *qwen(home), "model.clone=0.3").output  # fmt: skip
+    assert "770 tokens added, 0 reused; tied table of 300 rows -> 1028" in said
+    return home / "run"
+
+
+def test_real_recordings_from_preparation_to_speech(home: Path, voice: Path) -> None:
+    sound = home / "said.wav"
+    said = sheen("synth", voice, "--text", "Good morning.", "--speaker", "allison_en", "-o", sound,
+                 "--max-seconds", 1, "--retries", 0).output  # fmt: skip
+    assert "frames" in said and "RMS" in said
+    samples, rate = soundfile.read(sound)
+    assert rate == 24_000 and len(samples) % 2048 == 0 and np.abs(samples).max() > 0.01
+
+    ref = SPEECH / "allison_en-conf-muted.flac"
+    cloned = home / "cloned.wav"
+    sheen("synth", voice, "--ref", ref, "--icl", "--ref-text", "You are muted.", "--text", "One.",
+          "-o", cloned, "--max-seconds", 1, "--retries", 0)  # fmt: skip
+    assert np.abs(soundfile.read(cloned)[0]).max() > 0.01
+    alone = sheen("synth", voice, "--ref", ref, "--text", "One.", "-o", cloned, code=2).output
+    assert "takes no voice from a recording alone" in alone and "--icl" in alone
+
+
+def test_an_adapter_is_small_and_its_merge_says_the_same(home: Path, voice: Path) -> None:
+    """In plain transformers, and in PEFT on the base with as many rows."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    sheen("export", voice, "--as", "merged", "-o", home / "merged")
+    said = sheen("export", voice, "--as", "adapter", "-o", home / "adapter").output
+    assert "base.resize_token_embeddings(1028)" in said
+    base = AutoModelForCausalLM.from_pretrained(home / "qwen")
+    base.resize_token_embeddings(1028, mean_resizing=False)
+    peft = PeftModel.from_pretrained(base, home / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(home / "merged")
+    tokens = torch.tensor([[1, 2, 3, 300, 400, 1027]])
+    with torch.no_grad():
+        assert torch.allclose(peft(tokens).logits, merged(tokens).logits, atol=1e-4)
+    wrong = sheen("export", voice, "--as", "base", "-o", home / "no", code=2).output
+    assert "it has merged, adapter" in wrong
+
+
+def test_a_stopped_run_goes_on(home: Path, voice: Path) -> None:
+    said = sheen("train", "--out", voice, "--resume", "--max-steps", "6").output
+    assert "tokens added" not in said  # the checkpoint's, not new ones
+    steps = [json.loads(line) for line in (voice / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in steps) == 6
+
+
+def test_whole_checkpoints_are_whole(home: Path, voice: Path) -> None:
+    out = home / "whole"
+    sheen("train", "--recipe", "qwen-snac", "--data", home / "data", "--out", out, *RUN,
+          *qwen(home), "model.pack=true", "model.audio_only=true", "log.samples=0")  # fmt: skip
+    said = sheen("export", out, "--as", "adapter", "-o", home / "none", code=2).output
+    assert "is a whole model, without an adapter; take --as merged" in said
+    sheen("export", out, "--as", "merged", "-o", home / "copy")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain = AutoModelForCausalLM.from_pretrained(home / "copy")
+    assert len(AutoTokenizer.from_pretrained(home / "copy")) == len(plain.lm_head.weight) == 1028
+    written = load_file(out / "best" / "model.safetensors")
+    for name, value in load_file(home / "copy" / "model.safetensors").items():
+        assert torch.equal(value, written[name]), name
+
+
+# --- pretraining, then fine-tuning ----------------------------------------------------------------
+
+
+def test_pretraining_then_fine_tuning(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    sft, pt = ("--recipe", "llama-codes-sft"), ("--recipe", "llama-codes-pt")
+    sheen("prepare", *sft, "--dataset", SPEECH, "--out", "data/speech", *llama(home))
+    Path("data/text").mkdir()
+    text = "\n\n".join(f"Paragraph {number} says little." for number in range(200))
+    Path("data/text/a.txt").write_text(text, "utf-8")
+    settings = (*llama(home), "model.pretraining.window=128")
+    said = sheen("prepare", *pt, "--out", "data/pt", *settings).output
+    assert "speech: 14 documents" in said and "text (no language): 20." in said
+    assert "nothing to do" in sheen("prepare", *pt, "--out", "data/pt", *settings).output
+    sheen("train", *pt, "--data", "data/pt", "--out", "pt", *RUN, *settings)
+
+    mixed = sheen("train", *sft, "--data", "data/pt", "--out", "no", *llama(home), code=2).output
+    assert "model.stage: pt -> sft" in mixed
+    tuned = (*llama(home), "model.base=pt/best", *RUN)
+    said = sheen("train", *sft, "--data", "data/speech", "--out", "sft", *tuned).output
+    assert "0 tokens added, 258 reused" in said
+    assert "s.wav: " in sheen("synth", "sft", "--text", "Hello.", "-o", "s.wav",
+                              "--max-seconds", 1, "--retries", 0).output  # fmt: skip
+
+
+def test_a_corpus_that_is_not_there_or_not_asked_for(home: Path, tmp_path: Path) -> None:
+    prepare = ("prepare", "--recipe", "llama-codes-pt", "--out", tmp_path / "pt", *llama(home))
+    source = "model.pretraining.sources=[{name: a, kind: %s, path: %s}]"
+    said = sheen(*prepare, source % ("text", tmp_path / "no"), code=2).output
+    assert "source a: nothing at" in said
+    (tmp_path / "a.txt").write_text("Words.")
+    said = sheen(*prepare, "--dataset", SPEECH, source % ("text", tmp_path), code=2).output
+    assert "leave the data set out" in said
+    said = sheen("prepare", "--recipe", "llama-codes-sft", "--dataset", SPEECH, *llama(home),
+                 source % ("text", tmp_path), code=2).output  # fmt: skip
+    assert "source a is text, which `stage: sft` does not learn from" in said
+
+
+# --- rows that bring their codes ------------------------------------------------------------------
+
+
+def test_rows_may_bring_their_codes_and_then_no_codec_is_needed(home: Path, tmp_path: Path) -> None:
+    lines = [
+        {"id": f"{number}", "text": "one", "audio_codes": [[number, 2, 3, 4], [5, 6, 7, 8]] * 3}
+        for number in range(4)
+    ]
+    given = tmp_path / "given.jsonl"
+    given.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    broken = tmp_path / "mimi"  # its shape is known, but there are no weights
+    broken.mkdir()
+    (broken / "config.json").write_text((home / "mimi" / "config.json").read_text())
+    settings = (*llama(home), f"model.codec={broken}")
+    recipe = ("--recipe", "llama-codes-sft")
+    sheen("prepare", *recipe, "--dataset", given, "--out", tmp_path / "data", *settings)
+    said = sheen("train", *recipe, "--data", tmp_path / "data", "--out", tmp_path / "run", *RUN,
+                 *settings, "data.validation=0.05", code=2).output  # fmt: skip
+    assert "`sheen prepare` settles the data" in said
+    said = sheen("train", *recipe, "--data", tmp_path / "data", "--out", tmp_path / "run", *RUN,
+                 *settings).output  # fmt: skip
+    assert "no samples of step 4" in said and "model.safetensors is missing" in said
+    said = sheen("synth", tmp_path / "run", "--text", "one", code=2).output
+    assert "model.safetensors is missing" in said
+    lines[2]["audio_codes"][1][2] = 64
+    given.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    sheen("prepare", *recipe, "--dataset", given, "--out", tmp_path / "bad", *settings)
+    (rejected,) = (tmp_path / "bad" / "rejected.jsonl").read_text("utf-8").splitlines()
+    assert "64" in rejected
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.family=opheus", "family: opheus is unknown; known are sheen, orpheus"),
+        ("model.convention={codes: {frame: [0]}}", "frame must name each of the 7 codebooks once"),
+        ("model.convention={sequence: '{text}{codes}'}", "sequence: {speech_end} must be in it"),
+        ("model.convention={nothing: 1}", "nothing"),
+        ("model.stage=pt", "`stage: pt` needs sources"),
+        ("model.freeze=[lm_head*]", "freeze has no effect with lora"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(setting: str, said: str) -> None:
+    output = sheen(
+        "prepare", "--recipe", "qwen-snac-lora", "--dataset", SPEECH, setting, code=2
+    ).output
+    assert said in output and "Traceback" not in output
+
+
+def test_codes_of_a_row_are_named_with_it(home: Path, voice: Path) -> None:
+    recipe, backbone = resolve("qwen-snac-lora", list(qwen(home)))
+    row: dict[str, Any] = dict(Rows(home / "data" / "train.jsonl")[0])
+    for changed, said in (
+        ({"audio_codes": [[0] * 6 + [256]]}, rf"row {row['id']}: .*256"),
+        ({"audio_codes": [[0] * 6]}, rf"row {row['id']}: .*7"),
+        ({"text": "  "}, rf"row {row['id']}: "),
+        ({"text": "a <audio_end> b"}, rf"row {row['id']}: "),
+        ({"audio_codes": None}, "text without speech"),
+    ):
+        with pytest.raises(SheenError, match=said):
+            backbone.hook.collate(
+                recipe=recipe,
+                rows=[{**row, **changed}],
+                seed=None,
+                artifacts=home / "data" / "artifacts",
+            )
