@@ -192,10 +192,10 @@ def filled(
     ]
     facts = mixing.report(mixed.parts, realised(mixed, by_part))
     for each in facts:
-        wanted, realised_share = (100 * float(each[name]) for name in ("wanted", "realised"))
+        wanted, came = (100 * float(each[name]) for name in ("wanted", "realised"))
         say(
-            f"{each['source']} ({each['language'] or 'no language'}): {realised_share:.2f} % of the "
-            f"tokens (wanted {wanted:.2f} %), {each['passes']} times"
+            f"{each['source']} ({each['language'] or 'no language'}): {came:.2f} % of the tokens "
+            f"(wanted {wanted:.2f} %), {each['passes']} times"
         )
     for words in mixing.distant(facts):
         warn(f"{words}: too few windows for shares within a hundredth")
