@@ -240,10 +240,16 @@ def prepared_by(recipe: Recipe[Any], backbone: Backbone) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The keys in which two nested mappings differ, as `key: old -> new`."""
+    """The keys in which two nested mappings differ, as `key: old -> new`; the first few of many."""
     before, after = flat(old), flat(new)
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    return ", ".join(f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys)
+    told = [f"{key}: {short(before.get(key))} -> {short(after.get(key))}" for key in keys[:4]]
+    return ", ".join(told) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,7 +66,8 @@ def digit_sentences(count: int, seed: int = 0) -> list[str]:
 LONGEST = [
     "reliability", "mission", "contract", "plugins", "demo", "qwen3_training", "qwen3_stock",
     "qwen3_backbone", "hub", "tracking", "qwen3_synth", "cli", "sources_hub", "doctor",
-    "qwen3_basecheck", "qwen3_languages", "training", "qwen3_stacks", "qwen3_export",
+    "qwen3_basecheck", "qwen3_languages", "training", "lm_backbones", "lm_families", "qwen3_stacks",
+    "qwen3_export",
 ]  # fmt: skip
 
 

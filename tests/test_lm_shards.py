@@ -617,7 +617,7 @@ def test_windows_are_rows_of_the_host(
     facts = manifest["corpus"]["mixture"]
     assert {each["source"]: 0 for each in facts} == dict.fromkeys(wanted, 0)
     assert sum(each["tokens"] for each in facts) == whole
-    assert re.search(r"studio no: \d+\.\d\d % of the tokens \(wanted", capsys.readouterr().err)
+    assert re.search(r"studio \(no\): \d+\.\d\d % of the tokens \(wanted", capsys.readouterr().err)
     assert manifest["read"] == 932 and manifest["rejected"].keys() == {"empty-text"}
     # speech of validation is that of the prepared folders
     held_out = Rows(tmp_path / "data" / "validation.jsonl")
