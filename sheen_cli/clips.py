@@ -119,6 +119,7 @@ class Clips:
             codes=entry.codes,
             ref_audio=reference,
             ref_text=entry.ref_text,
+            extra=entry.extra,
         )
 
     def _samples(self, entry: Entry) -> np.ndarray:

@@ -54,7 +54,8 @@ class Clip:
 
     `path` is the file that the sound lies in, if it does. `codes` (frames, codebooks) are those
     that the source holds already; `audio` may then be empty. `ref_audio` and `ref_text` are another
-    recording of the speaker and its words, where the source names one.
+    recording of the speaker and its words, where the source names one. `extra` are the source's
+    other columns, which the row keeps.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Clip:
     codes: np.ndarray | None = None
     ref_audio: Path | None = None
     ref_text: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

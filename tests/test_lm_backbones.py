@@ -191,11 +191,17 @@ def test_rows_may_bring_their_codes_and_then_no_codec_is_needed(home: Path, tmp_
     assert "no samples of step 4" in said and "model.safetensors is missing" in said
     said = sheen("synth", tmp_path / "run", "--text", "one", code=2).output
     assert "model.safetensors is missing" in said
+    source = f"model.pretraining.sources=[{{name: a, kind: speech, path: {tmp_path / 'data'}}}]"
+    said = sheen("prepare", "--recipe", "llama-codes-pt", "--out", tmp_path / "pt", *settings,
+                 source, "model.pretraining.window=64").output  # fmt: skip
+    assert "a: 4 documents" in said
+
     lines[2]["audio_codes"][1][2] = 64
+    lines[3]["text"] = "one <speech_start> two"
     given.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
     sheen("prepare", *recipe, "--dataset", given, "--out", tmp_path / "bad", *settings)
-    (rejected,) = (tmp_path / "bad" / "rejected.jsonl").read_text("utf-8").splitlines()
-    assert "64" in rejected
+    first, second = (tmp_path / "bad" / "rejected.jsonl").read_text("utf-8").splitlines()
+    assert "64" in first and "bad-text" in second and "<speech_start>" in second
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -217,6 +223,19 @@ def test_a_wrong_setting_is_one_line(setting: str, said: str) -> None:
         "prepare", "--recipe", "qwen-snac-lora", "--dataset", SPEECH, setting, code=2
     ).output
     assert said in output and "Traceback" not in output
+
+
+def test_a_long_row_is_counted_with_all_of_its_prompt(home: Path, tmp_path: Path) -> None:
+    codes = [[number, 2, 3, 4] for number in range(8)]
+    line = {"id": "a", "text": "one", "audio_codes": codes}
+    given = tmp_path / "given.jsonl"
+    others = [line, {**line, "id": "b", "text": "two", "instruct": "slowly, and with a low voice"}]
+    given.write_text("".join(f"{json.dumps(each)}\n" for each in others), "utf-8")
+    convention = MIMI[1][:-1] + ", instruct: '({instruct}) '}"
+    sheen("prepare", "--recipe", "llama-codes-sft", "--dataset", given, "--out", tmp_path / "data",
+          *llama(home), convention, "model.longest=50", "data.validation=0")  # fmt: skip
+    (rejected,) = (tmp_path / "data" / "rejected.jsonl").read_text("utf-8").splitlines()
+    assert "too-long" in rejected and "more than model.longest=50" in rejected
 
 
 def test_codes_of_a_row_are_named_with_it(home: Path, voice: Path) -> None:

@@ -18,6 +18,7 @@ from sheen_cli import (
     Request,
     Row,
     Run,
+    SheenError,
     Skip,
     Term,
     say,
@@ -92,18 +93,18 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
         if codecs.constant(codes):
             yield Skip("constant-codes", "the codec hears the same in every frame")
             continue
-        if not clip.text.strip():
-            yield Skip("empty-text", "there is nothing to read")
+        prompt = layout.Prompt(clip.text, clip.speaker, clip.extra.get("instruct"))
+        try:
+            length = len(layout.build(prompt, codes, ids)[0])
+        except SheenError as error:
+            yield Skip("bad-text", str(error))
             continue
-        prompt = layout.Prompt(clip.text, clip.speaker)
-        length = len(layout.build(prompt, codes, ids)[0])
         if length > options.longest and options.too_long == "drop":
             yield Skip("too-long", f"{length} tokens, more than model.longest={options.longest}")
-        else:
-            if clip.split in (None, "train"):
-                heard = references.Heard(clip.id, clip.text, codes)
-                references.offer(pool, clip.speaker, heard)
-            yield {"audio_codes": codes.tolist()}
+            continue
+        if clip.split in (None, "train"):
+            references.offer(pool, clip.speaker, references.Heard(clip.id, clip.text, codes))
+        yield {"audio_codes": codes.tolist()}
     references.save(pool, artifacts)
 
 
@@ -112,14 +113,18 @@ def corpus(recipe: Recipe[Any]) -> Corpus:
     from sheen_lm import codecs, pretraining
     from sheen_lm.corpora import HeldOut
 
-    options, codec = recipe.model, codec_of(recipe.model)
+    options = recipe.model
+    heard = any(map(pretraining.encoded, options.pretraining.sources))
+    codec = codec_of(options) if heard else None
+    sha256 = None if codec is None else codec.sha256
 
     def encoding(artifacts: Path) -> pretraining.Encoding:
-        codecs.note(codec, artifacts)
-        return pretraining.encoding(ids_of(options), codec.sha256)
+        if codec is not None:
+            codecs.note(codec, artifacts)
+        return pretraining.encoding(ids_of(options), sha256)
 
     held_out = HeldOut(seed=recipe.data.seed, share=recipe.data.validation)
-    return pretraining.corpus(options.pretraining, held_out, codec.sha256, encoding)
+    return pretraining.corpus(options.pretraining, held_out, sha256, encoding)
 
 
 def ids_of(options: Options) -> "Ids":

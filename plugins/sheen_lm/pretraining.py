@@ -153,6 +153,14 @@ def corpus(
     return Corpus({name: origin for name, (_, origin) in ways.items()}, fill)
 
 
+def encoded(source: Source) -> bool:
+    """Whether a codec made its codes, not the data that they came with."""
+    from sheen_lm.codecs import record
+
+    folder = Path(source.path).expanduser()
+    return source.kind == "speech" and record.read(folder / "artifacts") is not None
+
+
 def check(data: Path, options: Pretraining, known: Encoding) -> None:
     """Before a training: raises SheenError where the windows of a prepared folder are not all
     there, or are of another tokenizer, codec or convention than is now used.
