@@ -51,7 +51,7 @@ def read(file: Path | None, text: str | None, in_context: bool | None) -> Record
     beside = file.with_suffix(".txt")
     if text is None and beside.is_file():
         text = words(beside)
-    text = (text or "").strip() or None
+    text = unicodedata.normalize("NFC", text or "").strip() or None  # as rows have it
     if in_context and text is None:
         raise SheenError(
             f"--icl needs the words of {file}: give --ref-text, or write them to {beside}"

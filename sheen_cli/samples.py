@@ -62,7 +62,7 @@ def wanted(run: "Run") -> list[Request]:
             limits.append(TIMES * row["duration"] + SPARE)
         heeded = {
             name: row.get(name)
-            for name in ("speaker", "language")
+            for name in ("speaker", "language", "instruct")
             if name in run.backbone.spec.reads
         }
         text = log.sentences[number] if log.sentences else row["text"]

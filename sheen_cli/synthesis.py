@@ -2,6 +2,7 @@
 
 import json
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -236,7 +237,7 @@ def texts(text: Sequence[str] | None, file: Path | None, piped: str | None) -> l
         raise SheenError(f"no text file {file}")
     said = words(file) if file is not None else piped or ""
     lines = list(text) if text else said.splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = [unicodedata.normalize("NFC", line).strip() for line in lines if line.strip()]
     if not lines:
         raise SheenError(
             "there is no text to speak; give --text, --text-file or lines on standard input"

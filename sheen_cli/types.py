@@ -218,6 +218,8 @@ class BackboneSpec:
                   and "reference"
     takes_codes   `prepare` uses the codes that a clip brings, so that `audio` may be empty; else
                   clips bring none
+    codes_of      columns of other tools that hold codes -> function of a cell that makes frames x
+                  codebooks of it, or raises SheenError
     datasets      data sets that the package embeds: name -> function of the recipe that lists the
                   entries
     corpus        in place of the hook `prepare`, for a recipe whose rows are made of no clips
@@ -241,6 +243,7 @@ class BackboneSpec:
     prepared_by: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     takes_codes: bool = False
+    codes_of: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     datasets: Mapping[str, Callable[[Recipe[Any]], Iterable[Entry]]] = field(default_factory=dict)
     corpus: Callable[[Recipe[Any]], Corpus] | None = None
     tiny: Callable[[Path], Sequence[str]] | None = None

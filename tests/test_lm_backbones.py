@@ -14,17 +14,14 @@ from conftest import sheen
 from safetensors.torch import load_file
 
 from sheen_cli import SheenError
+from sheen_cli.babble import speech
 from sheen_cli.backbones import resolve
 from sheen_cli.rows import Rows
 from sheen_cli.testing import contract
 from sheen_lm import miniature
 
 SPEECH = Path(__file__).with_name("data") / "speech"
-MIMI = (
-    "model.codebooks=4",
-    "model.convention={codes: {stride: 64, sizes: [64, 64, 64, 64], layers: [1, 2, 3, 4], "
-    "frame: [0, 1, 2, 3]}}",
-)
+MIMI = ("model.codebooks=4", "model.codebook_size=64")
 SMALL = (
     "model.convention={codes: {stride: 256, sizes: [256, 256, 256, 256, 256, 256, 256]}}",
 )  # fmt: skip
@@ -106,6 +103,30 @@ def test_an_adapter_is_small_and_its_merge_says_the_same(home: Path, voice: Path
     assert "it has merged, adapter" in wrong
 
 
+def test_going_on_from_an_adapter_takes_its_merge(home: Path, voice: Path) -> None:
+    train = ("train", "--recipe", "qwen-snac-lora", "--data", home / "data", *RUN, *qwen(home))
+    said = sheen(*train, "--out", home / "no", f"model.base={voice / 'best'}", code=2).output
+    assert "is an adapter" in said and "--as merged" in said
+    sheen("export", voice, "--as", "merged", "-o", home / "first")
+    said = sheen(*train, "--out", home / "second", f"model.base={home / 'first'}").output
+    assert "0 tokens added, 770 reused" in said
+
+
+def test_cloning_is_learnt_from_named_speakers_alone(home: Path, tmp_path: Path) -> None:
+    unnamed = tmp_path / "unnamed"
+    unnamed.mkdir()
+    for number in range(3):
+        soundfile.write(unnamed / f"{number}.wav", speech(f"word {number}", 24_000), 24_000)
+        (unnamed / f"{number}.txt").write_text(f"word {number}")
+    lines = ["file_name|text", *(f"{number}.wav|word {number}" for number in range(3))]
+    (unnamed / "metadata.csv").write_text("\n".join(lines))
+    recipe = ("--recipe", "qwen-snac-lora", *qwen(home))
+    sheen("prepare", *recipe, "--dataset", unnamed, "--out", tmp_path / "data", "data.validation=0")
+    said = sheen("train", *recipe, "--data", tmp_path / "data", "--out", tmp_path / "run", *RUN,
+                 "model.clone=0.5", code=2).output  # fmt: skip
+    assert "model.clone=0.5: no speaker of" in said and "name the speakers" in said
+
+
 def test_a_stopped_run_goes_on(home: Path, voice: Path) -> None:
     said = sheen("train", "--out", voice, "--resume", "--max-steps", "6").output
     assert "tokens added" not in said  # the checkpoint's, not new ones
@@ -165,6 +186,8 @@ def test_a_corpus_that_is_not_there_or_not_asked_for(home: Path, tmp_path: Path)
     said = sheen("prepare", "--recipe", "llama-codes-sft", "--dataset", SPEECH, *llama(home),
                  source % ("text", tmp_path), code=2).output  # fmt: skip
     assert "source a is text, which `stage: sft` does not learn from" in said
+    said = sheen(*prepare, "model.pack=true", code=2).output
+    assert "pack has no meaning in `stage: pt`" in said
 
 
 # --- rows that bring their codes ------------------------------------------------------------------
@@ -214,6 +237,7 @@ def test_rows_may_bring_their_codes_and_then_no_codec_is_needed(home: Path, tmp_
         ("model.convention={codes: {frame: [0]}}", "frame must name each of the 7 codebooks once"),
         ("model.convention={sequence: '{text}{codes}'}", "sequence: {speech_end} must be in it"),
         ("model.convention={nothing: 1}", "nothing"),
+        ("model.convention={codes: 5}", "convention: codes is a mapping, not 5"),
         ("model.stage=pt", "`stage: pt` needs sources"),
         ("model.freeze=[lm_head*]", "freeze has no effect with lora"),
     ],
@@ -231,11 +255,37 @@ def test_a_long_row_is_counted_with_all_of_its_prompt(home: Path, tmp_path: Path
     given = tmp_path / "given.jsonl"
     others = [line, {**line, "id": "b", "text": "two", "instruct": "slowly, and with a low voice"}]
     given.write_text("".join(f"{json.dumps(each)}\n" for each in others), "utf-8")
-    convention = MIMI[1][:-1] + ", instruct: '({instruct}) '}"
-    sheen("prepare", "--recipe", "llama-codes-sft", "--dataset", given, "--out", tmp_path / "data",
-          *llama(home), convention, "model.longest=50", "data.validation=0")  # fmt: skip
+    prepare = ("prepare", "--recipe", "llama-codes-sft", "--dataset", given, "--out",
+               tmp_path / "data", *llama(home), "model.convention.instruct='({instruct}) '",
+               "data.validation=0")  # fmt: skip
+    sheen(*prepare, "model.longest=50")
     (rejected,) = (tmp_path / "data" / "rejected.jsonl").read_text("utf-8").splitlines()
     assert "too-long" in rejected and "more than model.longest=50" in rejected
+    said = sheen(*prepare, "model.longest=80", code=2).output
+    assert "model.longest: 50 -> 80" in said
+    said = sheen(*prepare, "model.longest=50", "model.too_long=trim", "--overwrite").output
+    assert "1 rows have more than model.longest=50 tokens; training cuts them" in said
+    assert not (tmp_path / "data" / "rejected.jsonl").read_text("utf-8")
+    sheen(*prepare, "model.longest=30", "model.too_long=trim", "--overwrite")
+    (rejected,) = (tmp_path / "data" / "rejected.jsonl").read_text("utf-8").splitlines()
+    assert "too-long" in rejected  # the prompt leaves no room for a frame
+
+
+def test_layers_of_sheens_own_rows_are_read_as_they_are(home: Path, tmp_path: Path) -> None:
+    rows = [
+        {"text": "one", "snac_codes": [[1, 2], [3, 4, 5, 6], [*range(7, 15)]]},
+        {"text": "two", "snac_codes": [[*range(7, 15)], [3, 4, 5, 6], [1, 2]]},
+    ]
+    given = tmp_path / "sheen.jsonl"
+    given.write_text("".join(f"{json.dumps(each)}\n" for each in rows), "utf-8")
+    sheen("prepare", "--recipe", "qwen-snac", "--dataset", given, "--out", tmp_path / "data",
+          *qwen(home), "data.validation=0", "data.min_seconds=0.1")  # fmt: skip
+    (row,) = Rows(tmp_path / "data" / "train.jsonl")
+    assert row["audio_codes"] == [[1, 3, 4, 7, 8, 9, 10], [2, 5, 6, 11, 12, 13, 14]]
+    (rejected,) = (tmp_path / "data" / "rejected.jsonl").read_text("utf-8").splitlines()
+    assert (
+        "sheen.jsonl:2" in rejected and "1:2:4, coarse to fine, but these hold 8, 4, 2" in rejected
+    )
 
 
 def test_codes_of_a_row_are_named_with_it(home: Path, voice: Path) -> None:

@@ -45,8 +45,7 @@ def tiny(folder: Path) -> Sequence[str]:
         f"model.codec={codec}",
         *hooks.TINY,
         "model.codebooks=4",
-        "model.convention={codes: {stride: 64, sizes: [64, 64, 64, 64], layers: [1, 2, 3, 4], "
-        "frame: [0, 1, 2, 3]}}",
+        "model.codebook_size=64",
     ]
 
 

@@ -45,6 +45,7 @@ def attach(
     SheenError for a pattern that no linear module matches.
     """
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     fits = [name for name, module in model.lm.named_modules()
             if isinstance(module, nn.Linear) and re.fullmatch(pattern, name)]  # fmt: skip
@@ -61,8 +62,8 @@ def attach(
     )  # fmt: skip
     model.adapter = [get_peft_model(model.lm, config)]
     model.own_rows(tuple(ours))
-    for name, module in model.lm.named_modules():
-        if name.endswith(".lora_A"):  # its cast of the input to float32 is undone by autocast
+    for module in model.lm.modules():
+        if isinstance(module, LoraLayer):  # its cast of the input to float32 is undone by autocast
             module.cast_input_dtype_enabled = False
     return masters(model)
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from sheen_cli import Batch, Row, SheenError
-from sheen_lm.layout import IGNORE, Ids, Prompt, build, head
+from sheen_lm.layout import IGNORE, TERM, Ids, Prompt, build, cut
 from sheen_lm.packing import PADDING, best_fit
 from sheen_lm.references import Heard
 
-TERM = "tokens"  # the loss term that a batch counts
 Policy = Literal["drop", "trim"]
 
 
@@ -45,18 +44,21 @@ def lay(ids: Ids, row: Row, prompt: Prompt, longest: int, policy: Policy = "drop
         return laid
     about = f"row {row.get('id')}: {len(laid.tokens)} tokens, more than model.longest={longest}"
     if policy == "drop":
-        raise SheenError(f"{about}; prepare the data with that, or set model.too_long=trim")
-    start = len(head(prompt, ids))
-    frames = (longest - start) // ids.places
-    if frames < 1:
-        raise SheenError(f"{about}, and its prompt of {start} tokens leaves no room for a frame")
-    end = start + frames * ids.places
+        raise SheenError(
+            f"{about}; prepare the data with that (--overwrite), or set model.too_long=trim"
+        )
+    end = cut(prompt, ids, longest)
+    if end is None:
+        raise SheenError(f"{about}, and its prompt leaves no room for a frame")
     return Laid(laid.tokens[:end], laid.targets[:end])
 
 
 def prompt_of(row: Row, reference: Heard | None = None) -> Prompt:
-    heard = None if reference is None else (reference.text, reference.codes)
-    return Prompt(row["text"], row.get("speaker"), row.get("instruct"), heard)
+    """What a row says; after a recording without a name, since `synth --ref` gives none."""
+    instruct = row.get("instruct") or None
+    if reference is None:
+        return Prompt(row["text"], row.get("speaker"), instruct)
+    return Prompt(row["text"], None, instruct, (reference.text, reference.codes))
 
 
 def prompts(
@@ -67,7 +69,8 @@ def prompts(
     fits: Callable[[Row, Prompt], bool],
 ) -> list[Prompt]:
     """A prompt for each row; a share of them, drawn with `seed`, go on from another recording of
-    the speaker in `pool`, where there is one with which the row `fits`. Without a seed none does.
+    the speaker in `pool`, where there is one with which the row `fits`: rows that name no speaker
+    have none. Without a seed none does.
     """
     if seed is None:
         return [prompt_of(row) for row in rows]

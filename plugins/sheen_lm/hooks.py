@@ -23,6 +23,7 @@ from sheen_cli import (
     Term,
     say,
 )
+from sheen_lm.layout import TERM
 from sheen_lm.options import Options
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
     from sheen_lm.layout import Ids
     from sheen_lm.model import CodesLM
 
-TERM = "tokens"
 CODEC = ("model.codec", "model.codebooks", "model.stage")
 PREPARED = {
-    "sft": CODEC,
+    "sft": (*CODEC, "model.longest", "model.too_long"),
     "pt": (*CODEC, "model.base", "model.family", "model.convention", "model.pretraining"),
 }
+SNAC = (1, 2, 2, 3, 3, 3, 3)  # the layers of its codebooks
 EXPORTS = ("merged", "adapter")
 TINY = (
     "train.max_steps=150", "train.learning_rate=3e-3", "train.precision=fp32", "train.weights=fp32",
@@ -59,6 +60,7 @@ def describe(chosen: Options, name: str, tiny: Callable[[Path], Sequence[str]]) 
         corpus=corpus if chosen.stage == "pt" else None,
         reads=("speaker", "reference", *(("instruct",) if chosen.written.instruct else ())),
         takes_codes=True,
+        codes_of={"snac_codes": framed} if chosen.written.codes.layers == SNAC else {},
         exports=EXPORTS,
         tiny=tiny,
         stacks=({"torch": ">=2.8", "transformers": ">=4.57.3"},),
@@ -74,13 +76,20 @@ def describe(chosen: Options, name: str, tiny: Callable[[Path], Sequence[str]]) 
 # --- data -----------------------------------------------------------------------------------------
 
 
+def framed(cell: Any) -> Any:
+    """The column of Sheen's own data sets: a list of codes for each layer."""
+    from sheen_lm.codecs import snac
+
+    return snac.framed(cell)
+
+
 def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iterator[Row | Skip]:
     """Codes, a clip at a time; clips that are too long for a row are left out and counted."""
     from sheen_lm import codecs, layout, references
 
     options = recipe.model
-    ids, pool = ids_of(options), references.Pool()
-    codes_are = options.written.codes
+    ids, pool, cut = ids_of(options), references.Pool(), 0
+    codes_are, longest = options.written.codes, options.longest
 
     @cache
     def codec() -> "Codec":
@@ -93,19 +102,23 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
         if codecs.constant(codes):
             yield Skip("constant-codes", "the codec hears the same in every frame")
             continue
-        prompt = layout.Prompt(clip.text, clip.speaker, clip.extra.get("instruct"))
+        prompt = layout.Prompt(clip.text, clip.speaker, clip.extra.get("instruct") or None)
         try:
             length = len(layout.build(prompt, codes, ids)[0])
         except SheenError as error:
             yield Skip("bad-text", str(error))
             continue
-        if length > options.longest and options.too_long == "drop":
-            yield Skip("too-long", f"{length} tokens, more than model.longest={options.longest}")
-            continue
+        if length > longest:
+            if options.too_long == "drop" or layout.cut(prompt, ids, longest) is None:
+                yield Skip("too-long", f"{length} tokens, more than model.longest={longest}")
+                continue
+            cut += 1
         if clip.split in (None, "train"):
             references.offer(pool, clip.speaker, references.Heard(clip.id, clip.text, codes))
         yield {"audio_codes": codes.tolist()}
     references.save(pool, artifacts)
+    if cut:
+        say(f"{cut} rows have more than model.longest={longest} tokens; training cuts them")
 
 
 def corpus(recipe: Recipe[Any]) -> Corpus:
@@ -162,7 +175,7 @@ def collate(recipe: Recipe[Any], rows: Sequence[Row], seed: int | None, artifact
     def fits(row: Row, prompt: layout.Prompt) -> bool:
         return bool(len(batches.whole(ids, row, prompt).tokens) <= options.longest)
 
-    pool = references.load(artifacts)
+    pool = references.load(artifacts) if options.clone else references.Pool()
     prompts = batches.prompts(rows, pool, options.clone, seed, fits)
     window = options.longest if options.pack and seed is not None else None
     return batches.collate(ids, rows, prompts, options.longest, options.too_long, window)
@@ -249,13 +262,18 @@ def loss(model: Any, batch: Batch, trace: bool) -> Loss:
 def train(recipe: Recipe[Any], run: Run) -> None:
     import torch
 
-    from sheen_lm import adapters, codecs, pretraining
+    from sheen_lm import adapters, codecs, pretraining, references
     from sheen_lm import model as models
 
     options = recipe.model
     data, noted = run.rows.path.parent, codecs.read(run.artifacts) or {}
     if noted:  # else the codes are the source's
         codecs.check(codec_of(options, noted["revision"]), run.artifacts, str(data))
+    if options.clone and not any(len(each) > 1 for each in references.load(run.artifacts).values()):
+        raise SheenError(
+            f"model.clone={options.clone}: no speaker of {data} is named in two rows, so that none "
+            f"has another recording to go on from; set model.clone=0, or name the speakers"
+        )
     if options.stage == "pt":
         known = pretraining.encoding(ids_of(options), noted.get("sha256"))
         pretraining.check(data, options.pretraining, known)

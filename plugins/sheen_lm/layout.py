@@ -17,6 +17,7 @@ from sheen_cli import SheenError
 from sheen_lm.convention import Codes, Convention, parts
 
 IGNORE = -100
+TERM = "tokens"  # the one loss term
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,12 @@ class Ids:
         ]
 
     @cached_property
-    def controls(self) -> frozenset[int]:
-        """The ids that text must not hold, since they mean something else."""
-        return frozenset(self.roles.values()) | {token for at in self.code_at for token in at}
+    def controls(self) -> set[int]:
+        """The ids that text must not hold, since they mean something else: the convention's, and
+        the tokenizer's own but for the one of unknown words.
+        """
+        own = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        return own.union(self.roles.values(), *self.code_at)
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,15 @@ def build(prompt: Prompt, codes: np.ndarray, ids: Ids) -> tuple[np.ndarray, np.n
         if loss == "marker" and len(lead) > 1:
             targets[len(lead) - 2] = lead[-1]
     return tokens, targets
+
+
+def cut(prompt: Prompt, ids: Ids, longest: int) -> int | None:
+    """How many tokens of a sequence are at most `longest` and end behind a whole frame; None where
+    the prompt leaves no room for one.
+    """
+    start = len(head(prompt, ids))
+    frames = (longest - start) // ids.places
+    return start + frames * ids.places if frames > 0 else None
 
 
 def flatten(codes: np.ndarray, ids: Ids) -> np.ndarray:

@@ -192,8 +192,14 @@ def load(
     SheenError where there is none, or where tensors are missing or no part of the model.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import find_adapter_config_file
 
     kind, words = attention_of(attention, dtype), tokenizer(base, revision)
+    if find_adapter_config_file(base, revision=revision):  # transformers would put a base under it
+        raise SheenError(
+            f"model.base={base} is an adapter; make a whole model of it first: sheen export {base} "
+            f"--as merged -o FOLDER, then model.base=FOLDER"
+        )
     try:
         with quiet():  # it warns of what is an error here
             lm, told = AutoModelForCausalLM.from_pretrained(

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from sheen_cli import Section
 from sheen_lm.convention import Convention
 from sheen_lm.corpora import check_stage
-from sheen_lm.families import FAMILIES, family
+from sheen_lm.families import FAMILIES, books, family
 from sheen_lm.pretraining import Pretraining
 from sheen_lm.vocabulary import Init
 
@@ -24,6 +24,7 @@ class Options(Section):
     base: str  # a causal language model: a folder or a Hub id
     codec: str  # a folder or a Hub id
     codebooks: PositiveInt | None = None  # of a codec that has more; None: all
+    codebook_size: PositiveInt = 2048  # of each codebook, in the family "books"
     family: str  # the convention's name; see `convention`
     convention: dict[str, Any] = Field({})  # fields that differ from the family's
     stage: Literal["sft", "pt"] = "sft"  # rows of text with speech, or windows of a corpus
@@ -60,6 +61,10 @@ class Options(Section):
             raise ValueError(f"family: {self.family} is unknown; known are {', '.join(FAMILIES)}")
         self.written  # noqa: B018  (a convention that is none is refused here)
         check_stage(self.stage, self.pretraining.sources)
+        if self.stage == "pt":
+            for name, off in (("audio_only", False), ("pack", False), ("clone", 0.0)):
+                if getattr(self, name) != off:
+                    raise ValueError(f"{name} has no meaning in `stage: pt`")
         if self.lora is not None and self.freeze:
             raise ValueError("freeze has no effect with lora, beside which all else is frozen")
         return self
@@ -67,7 +72,14 @@ class Options(Section):
     @property
     def written(self) -> Convention:
         """How sequences are written: the family's convention with the recipe's changes."""
-        known = family(self.family).model_dump()
-        changes = dict(self.convention)
-        codes = {**known["codes"], **changes.pop("codes", {})}
-        return Convention(**{**known, **changes, "codes": codes})
+        if self.family == "books" and self.codebooks is not None:
+            known = books(self.codebooks, self.codebook_size).model_dump()
+        else:
+            known = family(self.family).model_dump()
+        for name, value in self.convention.items():
+            if name in ("specials", "codes"):
+                if not isinstance(value, dict):
+                    raise ValueError(f"convention: {name} is a mapping, not {value!r}")
+                value = {**known[name], **value}
+            known[name] = value
+        return Convention(**known)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 FILE = "training/references.jsonl"
-MOST = 8  # of a speaker
+MOST = 32  # of a speaker
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class Heard:
     codes: np.ndarray
 
 
-Pool = dict[str, list[Heard]]  # by speaker; "" is who has no name
+Pool = dict[str, list[Heard]]  # by speaker; who has no name could be anybody, and is not in it
 
 
 def offer(pool: Pool, speaker: str | None, heard: Heard) -> None:
     """Keep a recording if it is among those of its speaker that chance, by their names, chooses."""
-    mine = pool.setdefault(speaker or "", [])
+    if not speaker:
+        return
+    mine = pool.setdefault(speaker, [])
     mine.append(heard)
     mine.sort(key=lambda one: hashlib.sha256(one.name.encode()).digest())
     del mine[MOST:]
@@ -54,6 +56,6 @@ def load(artifacts: Path) -> Pool:
     if (artifacts / FILE).is_file():
         with (artifacts / FILE).open(encoding="utf-8") as stream:
             for facts in map(json.loads, stream):
-                heard = Heard(facts["id"], facts["text"], np.array(facts["audio_codes"]))
+                heard = Heard(facts["id"], facts["text"], np.array(facts["audio_codes"], np.int32))
                 pool.setdefault(facts["speaker"], []).append(heard)
     return pool

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from sheen_cli import Audio, Reference, Request, SheenError, say, warn
-from sheen_lm.batches import TERM
 from sheen_lm.generate import Spoken, Wish, generate, wish
-from sheen_lm.layout import Prompt
+from sheen_lm.layout import TERM, Prompt
 from sheen_lm.model import CodesLM
 from sheen_lm.sampling import Sampling
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sheen_cli.audio import Rejected
+from sheen_cli.errors import SheenError
 from sheen_cli.recipe import Data
 from sheen_cli.rows import bad_codes
 from sheen_cli.types import BackboneSpec, Entry
@@ -73,6 +74,10 @@ def read(row: Mapping[str, Any], where: str, table: Table) -> Entry:
         raise Rejected("missing-column", f"no column '{missing[0]}'; the columns are {have[:200]}")
     values, used = known(row, columns, table.fields)
     codes = codes_of(values.get("audio_codes"), table.spec)
+    for name, made in table.spec.codes_of.items() if codes is None else ():
+        if row.get(name) is not None:
+            codes = codes_of(framed(row[name], name, made), table.spec)
+            used.add(name)
     if codes is None:
         used.discard(columns.get("audio_codes", "audio_codes"))  # kept as a column like any other
     text = values.get("text")
@@ -177,6 +182,14 @@ def codes_of(value: Any, spec: BackboneSpec) -> np.ndarray | None:
     if problem := bad_codes(value, spec.codebooks):
         raise Rejected("bad-codes", problem)
     return np.asarray(value, np.int64)
+
+
+def framed(value: Any, name: str, made: Callable[[Any], Any]) -> Any:
+    """Another tool's column of codes as frames x codebooks. Raises Rejected."""
+    try:
+        return made(value)
+    except (SheenError, TypeError, ValueError) as error:
+        raise Rejected("bad-codes", f"{name}: {error}") from None
 
 
 def word(value: Any) -> str | None:

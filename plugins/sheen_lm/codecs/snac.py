@@ -14,7 +14,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -83,22 +82,21 @@ def parted(codes: Tensor, counts: Sequence[int] = COUNTS) -> list[Tensor]:
     return [layer.flatten(1) for layer in torch.split(codes, list(counts), 2)]
 
 
-def framed(
-    layers: Sequence[Sequence[int]], where: str, counts: Sequence[int] = COUNTS
-) -> np.ndarray:
-    """A row's "snac_codes", a list of codes for each layer, coarse to fine, as frames (frames, sum
-    of counts). Raises SheenError, naming `where`, for layers that are no 1:2:4 of each other.
+def framed(layers: Sequence[Sequence[int]], counts: Sequence[int] = COUNTS) -> list[list[int]]:
+    """A list of codes for each layer, coarse to fine, as frames (frames, sum of counts). Raises
+    SheenError for layers that are no 1:2:4 of each other.
     """
     lengths = [len(layer) for layer in layers]
     if len(lengths) != len(counts) or any(
         length != lengths[0] * count for length, count in zip(lengths, counts, strict=True)
     ):
         raise SheenError(
-            f"{where}: SNAC's layers hold codes as {':'.join(map(str, counts))}, coarse to fine, "
-            f"but these hold {', '.join(map(str, lengths))}"
+            f"SNAC's layers hold codes as {':'.join(map(str, counts))}, coarse to fine, but these "
+            f"hold {', '.join(map(str, lengths))}"
         )
     tensors = [torch.tensor(layer, dtype=torch.long)[None] for layer in layers]
-    return joined(tensors, counts)[0].numpy()
+    frames: list[list[int]] = joined(tensors, counts)[0].tolist()
+    return frames
 
 
 def built(maker: Any, source: Source, weights: Path) -> Any:
