@@ -24,6 +24,7 @@ from sheen_cli import Clip, SheenError
 from sheen_lm import codecs
 from sheen_lm.codecs import codec as codec_file
 from sheen_lm.codecs import snac
+from sheen_lm.layout import verified
 
 STOCK = ("mimi", "dac", "encodec")
 ALL = ("snac", *STOCK)
@@ -311,7 +312,7 @@ def test_codes_out_of_range_are_named(
     for place, code in change.items():
         codes[place] = code
     with pytest.raises(SheenError, match=said):
-        codecs.verified(codes, codec.sizes, codec.layers, "row 5")
+        verified(codes, codec.sizes, codec.layers, "row 5")
     with pytest.raises(SheenError, match="codes for snac: codebook"):
         codec.decode(codes)
 
@@ -335,8 +336,6 @@ def test_codes_of_another_codec_are_refused(
 
 def test_sound_that_is_none_of_the_codecs_is_refused(loaded: dict[str, codecs.Codec]) -> None:
     codec, second = loaded["snac"], np.zeros(44_100, np.float32)
-    with pytest.raises(SheenError, match="hears sound at 24000 Hz, not at 44100; resample"):
-        codec.encode(second, 44_100)
     with pytest.raises(SheenError, match=r"one channel \(n,\), not an array \(1, 44100\)"):
         codec.encode(second[None])
     second[100] = np.nan
@@ -489,8 +488,6 @@ def test_a_pickle_that_would_run_code_is_not_opened(
 
 def test_what_is_no_codec_is_said_in_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     assert "neither a folder nor a Hub id" in refused(str(tmp_path / "nowhere"))
-    assert "codec kind 'opus' is unknown; known are auto, snac" in refused("a/b", "opus")
-    assert "is of the kind mimi, not snac" in refused(str(folders["mimi"]), "snac")
     assert "has 1 to 6 codebooks, not 7" in refused(str(folders["mimi"]), codebooks=7)
     assert "has 1 to 4 codebooks, not 0" in refused(str(folders["dac"]), codebooks=0)
     assert "has 7 codes a frame, not 3" in refused(str(folders["snac"]), codebooks=3)

@@ -300,11 +300,11 @@ def test_layers_in_the_wrong_order_are_refused() -> None:
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ([[1, 2, 3, 4, 5, 6, 4096]], "4096 in frame 0, codebook 6, is not in 0..4095"),
-        ([[0] * 7, [0, -1, 0, 0, 0, 0, 0]], "-1 in frame 1, codebook 1, is not in 0..4095"),
-        ([[1, 2, 3]], r"shape \(1, 3\), but the convention wants \(frames, 7\)"),
-        ([1, 2, 3, 4, 5, 6, 7], r"shape \(7,\)"),
-        ([[1, 2, 3, 4, 5, 6, 7.5]], "float64 where whole numbers belong"),
+        ([[1, 2, 3, 4, 5, 6, 4096]], r"codebook 6 \(layer 3\) holds 4096 in frame 0, .* 0 to 4095"),
+        ([[0] * 7, [0, -1, 0, 0, 0, 0, 0]], r"codebook 1 \(layer 2\) holds -1 in frame 1"),
+        ([[1, 2, 3]], "7 codebooks are needed, frames x codebooks, but the codes are 1 x 3;"),
+        ([1, 2, 3, 4, 5, 6, 7], "the codes are 7;"),
+        ([[1, 2, 3, 4, 5, 6, 7.5]], "whole numbers, not float64"),
         ([[1, 2, 3, 4, 5, 6, 7], [1]], "not all frames have 7 codes"),
     ],
 )

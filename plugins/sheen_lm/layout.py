@@ -175,33 +175,39 @@ def flatten(codes: np.ndarray, ids: Ids) -> np.ndarray:
     """Codes (frames, codebooks) -> ids (frames x places,), repeated frames left out where the
     convention says so.
     """
-    frame = list(ids.convention.codes.frame)
-    ordered = dedup(check(codes, ids.convention.codes), ids.convention)[:, frame]
+    expected = ids.convention.codes
+    known = verified(codes, expected.sizes, expected.layers)
+    ordered = dedup(known, ids.convention)[:, list(expected.frame)]
     return np.asarray(ids.codes[np.arange(ids.places), ordered].reshape(-1))
 
 
-def check(codes: np.ndarray, expected: Codes) -> np.ndarray:
-    """Codes as an array (frames, codebooks). Raises SheenError with the first that does not fit."""
-    books = len(expected.sizes)
+def verified(
+    codes: Any, sizes: Sequence[int], layers: Sequence[int], where: str = "audio codes"
+) -> np.ndarray:
+    """The codes (frames, codebooks), whole numbers of which column i is below `sizes[i]`, as int64.
+    Raises SheenError that names `where`, the codebook and the first code that does not fit.
+    """
+    books = len(sizes)
     try:
         array = np.asarray(codes)
     except ValueError:
-        raise SheenError(f"audio codes: not all frames have {books} codes") from None
+        raise SheenError(f"{where}: not all frames have {books} codes") from None
     if array.size == 0:
         return np.zeros((0, books), np.int64)
     if array.ndim != 2 or array.shape[1] != books:
         raise SheenError(
-            f"audio codes: shape {array.shape}, but the convention wants (frames, {books}) with a"
-            " column a codebook"
+            f"{where}: {books} codebooks are needed, frames x codebooks, but the codes are "
+            f"{' x '.join(map(str, array.shape))}; they are another codec's"
         )
     if array.dtype.kind not in "iu":
-        raise SheenError(f"audio codes: {array.dtype} where whole numbers belong")
-    wrong = (array < 0) | (array >= np.array(expected.sizes))
+        raise SheenError(f"{where}: codes are whole numbers, not {array.dtype}")
+    wrong = (array < 0) | (array >= np.asarray(sizes))
     if wrong.any():
-        frame, book = (int(at) for at in np.argwhere(wrong)[0])
+        frame, book = map(int, np.argwhere(wrong)[0])
         raise SheenError(
-            f"audio codes: {array[frame, book]} in frame {frame}, codebook {book}, is not in"
-            f" 0..{expected.sizes[book] - 1}"
+            f"{where}: codebook {book} (layer {layers[book]}) holds {array[frame, book]} in frame "
+            f"{frame}, but its codes are 0 to {sizes[book] - 1}; they are another codec's, or "
+            f"damaged"
         )
     return array.astype(np.int64)
 

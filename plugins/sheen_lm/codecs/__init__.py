@@ -12,19 +12,17 @@ if TYPE_CHECKING:
     from sheen_lm.codecs.codec import Codec as Codec
     from sheen_lm.codecs.codec import constant as constant
     from sheen_lm.codecs.codec import encoded as encoded
-    from sheen_lm.codecs.codec import verified as verified
     from sheen_lm.codecs.record import check as check
     from sheen_lm.codecs.record import note as note
     from sheen_lm.codecs.record import read as read
     from sheen_lm.codecs.record import revision as revision
-    from sheen_lm.codecs.source import KINDS as KINDS
     from sheen_lm.codecs.source import load as load
     from sheen_lm.codecs.source import shape as shape
 
 _HOME = {
-    **dict.fromkeys(("Codec", "constant", "encoded", "verified"), "codec"),
+    **dict.fromkeys(("Codec", "constant", "encoded"), "codec"),
     **dict.fromkeys(("check", "note", "read", "revision"), "record"),
-    **dict.fromkeys(("KINDS", "load", "shape"), "source"),
+    **dict.fromkeys(("load", "shape"), "source"),
 }
 __all__ = list(_HOME)
 

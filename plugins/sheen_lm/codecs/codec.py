@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sheen_cli import Clip, SheenError
+from sheen_lm.layout import verified
 
 WINDOW = 256  # clips that are sorted by length before they are cut into batches
 SEED = 0  # of what a decoder draws: the same codes always sound the same
@@ -71,20 +72,18 @@ class Codec:
         """Frames a second."""
         return self.rate / self.samples
 
-    def encode(self, audio: np.ndarray, rate: int | None = None) -> np.ndarray:
-        """Sound (n,) -> codes (ceil(n / samples), codebooks) int64. Raises SheenError where `rate`,
-        if given, is not the codec's, or the sound is no sound.
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        """Sound (n,) at the codec's rate -> codes (ceil(n / samples), codebooks) int64. Raises
+        SheenError where the sound is no sound.
         """
-        (codes,) = self.encode_all([audio], rate)
+        (codes,) = self.encode_all([audio])
         return codes
 
-    def encode_all(
-        self, sounds: Sequence[np.ndarray], rate: int | None = None, seconds: float = 0
-    ) -> list[np.ndarray]:
+    def encode_all(self, sounds: Sequence[np.ndarray], seconds: float = 0) -> list[np.ndarray]:
         """Several sounds; on a GPU in batches of equally many frames, `seconds` of sound at most,
         or one.
         """
-        whole = [self._whole(sound, rate) for sound in sounds]
+        whole = [self._whole(sound) for sound in sounds]
         found = [np.zeros((0, len(self.sizes)), np.int64) for _ in whole]
         most = seconds * self.rate if self.device == "cuda" else 0
         for batch in batches([len(sound) for sound in whole], most):
@@ -108,41 +107,12 @@ class Codec:
         sound: np.ndarray = said[0].float().cpu().numpy()[:length].clip(-1, 1)
         return np.pad(sound, (0, length - len(sound)))  # DAC's odd strides leave out the last ones
 
-    def _whole(self, sound: np.ndarray, rate: int | None) -> np.ndarray:
-        if rate is not None and rate != self.rate:
-            raise SheenError(f"{self.name} hears sound at {self.rate} Hz, not at {rate}; resample")
+    def _whole(self, sound: np.ndarray) -> np.ndarray:
         if sound.ndim != 1:
             raise SheenError(f"{self.name} hears one channel (n,), not an array {sound.shape}")
         if not np.isfinite(sound).all():
             raise SheenError(f"{self.name} was given sound with samples that are no numbers")
         return np.pad(sound, (0, -len(sound) % self.samples)).astype(np.float32)
-
-
-def verified(
-    codes: np.ndarray | None, sizes: Sequence[int], layers: Sequence[int], where: str
-) -> np.ndarray:
-    """The codes (frames, codebooks), whole numbers of which column i is below `sizes[i]`, as int64.
-    Raises SheenError that names `where`, the codebook and the first code that does not fit.
-    """
-    codes = np.asarray(codes)
-    if codes.size == 0:
-        return np.zeros((0, len(sizes)), np.int64)
-    if codes.ndim != 2 or codes.shape[1] != len(sizes):
-        raise SheenError(
-            f"{where}: {len(sizes)} codebooks are needed, frames x codebooks, but the codes are "
-            f"{' x '.join(map(str, codes.shape))}; they are another codec's"
-        )
-    if codes.dtype.kind not in "iu":
-        raise SheenError(f"{where}: codes are whole numbers, not {codes.dtype}")
-    wrong = (codes < 0) | (codes >= np.asarray(sizes))
-    if wrong.any():
-        frame, book = map(int, np.argwhere(wrong)[0])
-        raise SheenError(
-            f"{where}: codebook {book} (layer {layers[book]}) holds {codes[frame, book]} in frame "
-            f"{frame}, but its codes are 0 to {sizes[book] - 1}; they are another codec's, or "
-            f"damaged"
-        )
-    return codes.astype(np.int64)
 
 
 def constant(codes: np.ndarray) -> bool:

@@ -56,26 +56,20 @@ class Source:
 
 
 @cache
-def load(
-    source: str, kind: str = "auto", revision: str | None = None, codebooks: int | None = None
-) -> "Codec":
+def load(source: str, revision: str | None = None, codebooks: int | None = None) -> "Codec":
     """The codec of a folder or a Hub id, on a GPU where there is one.
 
-    `kind` is one of KINDS, or "auto" for what config.json says. `revision` is the commit that rows
-    or a checkpoint were made with. `codebooks` takes only the first of them, where a codec's later
-    ones refine the earlier: Mimi, DAC, EnCodec. Raises SheenError.
+    `revision` is the commit that rows or a checkpoint were made with. `codebooks` takes only the
+    first of them, where a codec's later ones refine the earlier: Mimi, DAC, EnCodec. Raises
+    SheenError.
     """
     import torch
 
     from sheen_lm.codecs import snac, stock
     from sheen_lm.codecs.codec import Codec, seeded
 
-    if kind not in ("auto", *KINDS):
-        raise SheenError(f"codec kind '{kind}' is unknown; known are auto, {', '.join(KINDS)}")
     found = opened(source, revision)
     name = kind_of(found)
-    if kind not in ("auto", name):
-        raise SheenError(f"codec {source} is of the kind {name}, not {kind}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with seeded("cpu"):  # both draw weights that are not used
         if name == "snac":
