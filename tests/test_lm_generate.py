@@ -25,10 +25,11 @@ from sheen_lm import adapters, codecs, layout, vocabulary, voice
 from sheen_lm.convention import Convention
 from sheen_lm.families import FAMILIES
 from sheen_lm.generate import Choice, Spoken, Wish, generate, wish
+from sheen_lm.layers import BLOCK
 from sheen_lm.layout import Ids, Prompt
 from sheen_lm.model import CodesLM
 from sheen_lm.sampling import Sampling
-from sheen_lm.stack import BLOCK, Stack, decoder
+from sheen_lm.stack import Own, decoder
 
 Speak = Callable[..., list[Audio]]
 TEXTS = ("hello there", "a", "something that is longer than those", "x y")
@@ -213,7 +214,7 @@ def test_buffers_grow_with_a_long_speech(sheen: CodesLM) -> None:
 
 
 def test_llama_and_qwen_run_on_our_layers(model: CodesLM) -> None:
-    ours = isinstance(decoder(model.lm.base_model, 1, 8), Stack)
+    ours = isinstance(decoder(model.lm.base_model, 1, 8), Own)
     rotation = getattr(model.lm.config, "rope_scaling", None) or {"rope_type": "default"}
     assert ours == (model.lm.config.model_type != "gpt2" and rotation["rope_type"] != "dynamic")
 

@@ -23,8 +23,9 @@ from sheen_cli import Request, SheenError
 from sheen_cli.babble import speech
 from sheen_cli.places import Base
 from sheen_cli.synthesis import Voice, until_they_end
+from sheen_lm import layers
 from sheen_qwen3_tts import generate as loop
-from sheen_qwen3_tts import miniature, model, stack, voice
+from sheen_qwen3_tts import miniature, model, voice
 from sheen_qwen3_tts.generate import Wish, generate
 from sheen_qwen3_tts.layout import VECTOR, Prompt
 from sheen_qwen3_tts.sampling import Sampling, Warp, choose
@@ -199,7 +200,7 @@ def test_buffers_grow_and_rows_leave_without_a_trace(
     speech_model = model.load(home / "base", {}).eval()
     asked = wishes(speech_model, 40, 3, 17, 0, 29)
     whole = [generate(speech_model, [wish], Sampling(), trace=True)[0] for wish in asked]
-    for module in (loop, stack):
+    for module in (loop, layers):
         monkeypatch.setattr(module, "BLOCK", 2)
     for spoken, expected in zip(generate(speech_model, asked, Sampling()), whole, strict=True):
         assert torch.equal(spoken.codes, expected.codes) and spoken.ended == expected.ended

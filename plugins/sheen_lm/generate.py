@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from sheen_lm import layout
+from sheen_lm.layers import BLOCK
 from sheen_lm.layout import IGNORE, Ids
 from sheen_lm.loss import Head, computed_in, entropies
 from sheen_lm.model import CodesLM
 from sheen_lm.sampling import Dice, Sampling, choose, weaker
-from sheen_lm.stack import BLOCK, decoder
+from sheen_lm.stack import decoder
 
 PIECE = 256  # states whose logits over the whole vocabulary exist at once
 DENSE = 2  # a span of ids is computed as one where it is at most so many times what may be said

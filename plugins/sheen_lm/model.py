@@ -5,7 +5,6 @@ The stock modules compute hidden states; the head, the targets and the loss are 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
 from sheen_cli import SheenError
+from sheen_lm.attention import attention_of
 from sheen_lm.layout import IGNORE
 from sheen_lm.loss import Head, Run, Scored, entropies
 from sheen_lm.packing import PADDING
@@ -271,29 +271,6 @@ def packable(lm: Any) -> bool:
     """Whether segments of one window can be kept apart: of all layers, attention alone can."""
     kinds = getattr(lm.config, "layer_types", None) or ()
     return set(kinds) <= {"full_attention", "sliding_attention"}
-
-
-def attention_of(wanted: str, dtype: torch.dtype = torch.float32) -> str:
-    """The attention to load with; auto takes flash_attention_2 where it can be imported, on a GPU
-    and not in float32. Raises SheenError where that is asked for by name and cannot be.
-    """
-    if wanted not in ("auto", "flash_attention_2"):
-        return wanted
-    reason = None
-    if not torch.cuda.is_available():
-        reason = "there is no GPU"
-    elif dtype == torch.float32:
-        reason = "it does not compute in float32"
-    else:
-        try:
-            import_module("flash_attn")
-        except ImportError as error:
-            reason = f"flash_attn cannot be imported ({error})"
-    if reason is None:
-        return "flash_attention_2"
-    if wanted == "auto":
-        return "sdpa"
-    raise SheenError(f"model.attention=flash_attention_2: {reason}; take auto or sdpa")
 
 
 # --- saving ---------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sheen_lm.layers import BLOCK, Stack, Turns
 from sheen_qwen3_tts.layout import NONE, Prompt, Rows, prefix
 from sheen_qwen3_tts.model import Speech
 from sheen_qwen3_tts.sampling import Dice, Sampling, choose
-from sheen_qwen3_tts.stack import BLOCK, Stack, Turns
 
 CONTROL = 1024  # ids at the end of the codec table that are no audio
 SHORTEST = 2  # frames before which a speech may not end

@@ -1,7 +1,8 @@
 """The stock decoder layers, a few positions at a time, keys and values in buffers of their own.
 
-The stock forward pass makes masks, rotary tables and cache objects anew at every call, and a frame
-takes sixteen calls; here they are made once. Weights, adapters included, are the modules' own.
+The stock forward pass makes masks, rotary tables and cache objects anew at every call, and copies
+the cache to append to it; here they are made once. Weights, adapters included, are the modules'
+own.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from sheen_lm.loss import computed_in
+
 BLOCK = 256  # positions by which the buffers grow
 
 Turns = tuple[Tensor, Tensor]  # cosine and signed sine, each (rows or 1, n, 1, head)
@@ -21,8 +24,8 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """What is called and read of a stock layer; `turned` are the norms' weights of all queries and
-    keys (heads and groups, head).
+    """What is called and read of a stock layer; `turned`, if it norms heads, are the norms' weights
+    of all queries and keys (heads and groups, head).
     """
 
     query: Map
@@ -35,38 +38,40 @@ class Layer:
     activation: Map
     before: Tensor
     after: Tensor
-    turned: Tensor
+    turned: Tensor | None
 
     @classmethod
     def of(cls, layer: Any, heads: int, groups: int) -> "Layer":
         attention, mlp = layer.self_attn, layer.mlp
-        norms = (
-            attention.q_norm.weight.expand(heads, -1),
-            attention.k_norm.weight.expand(groups, -1),
-        )
+        turned = None
+        if hasattr(attention, "q_norm"):
+            norms = attention.q_norm.weight, attention.k_norm.weight
+            turned = torch.cat([norms[0].expand(heads, -1), norms[1].expand(groups, -1)])
         return cls(
             query=called(attention.q_proj), key=called(attention.k_proj),
             value=called(attention.v_proj), out=called(attention.o_proj),
             gate=called(mlp.gate_proj), up=called(mlp.up_proj), down=called(mlp.down_proj),
             activation=mlp.act_fn, before=layer.input_layernorm.weight,
-            after=layer.post_attention_layernorm.weight, turned=torch.cat(norms),
+            after=layer.post_attention_layernorm.weight, turned=turned,
         )  # fmt: skip
 
 
 class Stack:
-    """The layers and the last norm of `model`, and what `rows` sequences have fed them so far. All
-    of them are equally long; what is padding is for the masks to say.
+    """The layers and the last norm of a Llama, a Qwen3 or one of Qwen3-TTS's, and what `rows`
+    sequences have fed them so far. All of them are equally long; what is padding is for the masks
+    to say.
     """
 
-    def __init__(self, model: Any, rows: int, columns: int) -> None:
-        config = model.config
+    def __init__(self, inner: Any, rows: int, columns: int) -> None:
+        config = inner.config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
-        self.width, self.share = config.head_dim, self.heads // self.groups
-        self.epsilon = torch.tensor(config.rms_norm_eps, device=model.norm.weight.device)
-        self.layers = [Layer.of(layer, self.heads, self.groups) for layer in model.layers]
-        self.rotary, self.last, self.filled = model.rotary_emb, model.norm.weight, 0
+        self.width, self.share = inner.layers[0].self_attn.head_dim, self.heads // self.groups
+        self.epsilon = torch.tensor(config.rms_norm_eps, device=inner.norm.weight.device)
+        self.layers = [Layer.of(layer, self.heads, self.groups) for layer in inner.layers]
+        self.rotary, self.last, self.filled = inner.rotary_emb, inner.norm.weight, 0
         shape = (2, rows, self.groups, columns, self.width)  # of keys and values
-        self.memory = [self.last.new_empty(shape) for _ in self.layers]
+        kind = computed_in(self.last)
+        self.memory = [self.last.new_empty(shape, dtype=kind) for _ in self.layers]
 
     def __call__(self, states: Tensor, turns: Turns, mask: Tensor | None) -> Tensor:
         """States (rows, n, hidden) that follow what was fed -> those after the last norm.
@@ -93,7 +98,9 @@ class Stack:
     ) -> Tensor:
         rows, count, _ = states.shape
         heads = torch.cat([layer.query(states), layer.key(states)], -1)
-        heads = self.normed(heads.view(rows, count, -1, self.width), layer.turned)
+        heads = heads.view(rows, count, -1, self.width)
+        if layer.turned is not None:
+            heads = self.normed(heads, layer.turned)
         half = heads.roll(self.width // 2, -1)  # a head's halves are real and imaginary parts
         heads = torch.addcmul(heads * turns[0], half, turns[1])
         query, key = heads[:, :, : self.heads], heads[:, :, self.heads :]
@@ -111,7 +118,7 @@ class Stack:
         return layer.out(found.permute(0, 3, 1, 2, 4).reshape(rows, count, -1))
 
     def normed(self, states: Tensor, weight: Tensor) -> Tensor:
-        """The stock RMS norm, in float32, with the fewest calls: a frame takes four hundred."""
+        """The stock RMS norm, in float32, with the fewest calls: a frame takes hundreds."""
         length = torch.linalg.vector_norm(states, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.addcmul(self.epsilon, length, length, value=1 / states.shape[-1]).rsqrt_()
         return (states * scale).to(states.dtype).mul_(weight)
