@@ -87,12 +87,12 @@ def prepare_corpus(
     with locks.hold(out):
         if (finished := already(out, made_from, overwrite)) is not None:
             return finished
+        write_text(out / UNFINISHED, "")
+        (out / rows.MANIFEST).unlink(missing_ok=True)  # from here on the old data is being replaced
         if overwrite:
             remove(out / CORPUS)
-        write_text(out / UNFINISHED, "")
         with building(out / "artifacts") as artifacts:
             filled = corpus.fill(out / CORPUS, artifacts)
-        (out / rows.MANIFEST).unlink(missing_ok=True)
         report = {}
         for name in SPLITS:
             clear_rows(out / f"{name}.jsonl")

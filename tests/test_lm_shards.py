@@ -661,6 +661,24 @@ def test_what_is_prepared_stays_and_what_is_made_otherwise_is_refused(
     assert again["corpus"]["sources"]["wiki"]["totals"]["documents"] == 1
 
 
+def test_an_overwrite_that_ended_early_is_gone_on_with(
+    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared(sources, tmp_path / "data")
+    recipe, backbone = with_corpus(sources, window=96)
+    whole = prepared(sources, tmp_path / "whole", window=96)
+
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shards, "finish", ended)
+        prepare(recipe, backbone, tmp_path / "data", overwrite=True)
+    assert not (tmp_path / "data" / "dataset.json").exists()
+    assert prepare(recipe, backbone, tmp_path / "data") == whole
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+
 def test_speech_of_another_codec_is_refused(sources: list[Source], tmp_path: Path) -> None:
     with pytest.raises(SheenError, match=r"talk holds codes of another codec \(codec-1, not other"):
         prepared(sources, tmp_path / "data", codec="other")
