@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sheen_cli.console import say as say
     from sheen_cli.console import warn as warn
     from sheen_cli.errors import SheenError as SheenError
+    from sheen_cli.files import remove as remove
     from sheen_cli.files import replacing as replacing
     from sheen_cli.hookspecs import hookimpl as hookimpl
     from sheen_cli.optimization import Group as Group
@@ -44,6 +45,7 @@ _HOME = {
     "load_audio": "audio:load",
     "Rejected": "audio",
     "hookimpl": "hookspecs",
+    "remove": "files",
     "replacing": "files",
     "HubSet": "sources.hub",
     "Recipe": "recipe",

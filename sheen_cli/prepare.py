@@ -21,6 +21,7 @@ from sheen_cli.files import (
     remove,
     replacing,
     sha256,
+    sweep,
     write_json,
     write_text,
 )
@@ -87,12 +88,12 @@ def prepare_corpus(
     with locks.hold(out):
         if (finished := already(out, made_from, overwrite)) is not None:
             return finished
-        write_text(out / UNFINISHED, "")
+        overwrite = overwrite or left_by_overwrite(out, made_from)
+        write_text(out / UNFINISHED, json.dumps(made_from) if overwrite else "")
         (out / rows.MANIFEST).unlink(missing_ok=True)  # from here on the old data is being replaced
-        if overwrite:
-            remove(out / CORPUS)
+        sweep(out / CORPUS)
         with building(out / "artifacts") as artifacts:
-            filled = corpus.fill(out / CORPUS, artifacts)
+            filled = corpus.fill(out / CORPUS, artifacts, overwrite)
         report = {}
         for name in SPLITS:
             clear_rows(out / f"{name}.jsonl")
@@ -111,6 +112,12 @@ def prepare_corpus(
         write_json(out / rows.MANIFEST, value)
         (out / UNFINISHED).unlink()
         return value
+
+
+def left_by_overwrite(out: Path, made_from: dict[str, Any]) -> bool:
+    """Whether an --overwrite by these settings ended early; it may then be gone on with as such."""
+    path = out / UNFINISHED
+    return path.is_file() and path.read_text("utf-8") == json.dumps(made_from)
 
 
 def ensure(recipe: Recipe[Any], backbone: Backbone, out: Path) -> None:

@@ -97,13 +97,14 @@ class Filled:
 @dataclass(frozen=True)
 class Corpus:
     """Rows that are made of no clips, as windows of packed text and speech are. `origin` tells what
-    they are made from; data made from another is refused. `fill(folder, artifacts)` is given a
-    folder for what rows point to (row["beside"], a path from the data's folder), in which it goes
-    on where it was killed, and the one that every checkpoint takes along.
+    they are made from; data made from another is refused. `fill(folder, artifacts, overwrite)` is
+    given a folder for what rows point to (row["beside"], a path from the data's folder), in which
+    it goes on where it was killed, and the one that every checkpoint takes along. What it finds
+    there and would make otherwise it refuses, or with `overwrite` makes anew; the rest it keeps.
     """
 
     origin: Mapping[str, Any]
-    fill: Callable[[Path, Path], Filled]
+    fill: Callable[[Path, Path, bool], Filled]
 
 
 @dataclass(frozen=True)

@@ -679,6 +679,55 @@ def test_an_overwrite_that_ended_early_is_gone_on_with(
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
+def test_an_overwrite_writes_what_is_made_otherwise_and_keeps_the_rest(
+    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mixture of the same shards tokenizes nothing."""
+    out, first = tmp_path / "data", prepared(sources, tmp_path / "data")
+    before = contents(out / "corpus")
+    weighted = [sources[0].model_copy(update={"weight": 1.0}), *sources[1:]]
+    recipe, backbone = with_corpus(weighted, temperature=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", None)
+        again = prepare(recipe, backbone, out, overwrite=True)
+    assert contents(out / "corpus") == before
+    assert again["splits"]["train"] != first["splits"]["train"]
+    # one source changed, one is gone
+    (tmp_path / "wiki.jsonl").write_text('{"text": "other"}\n')
+    times = {path: path.stat().st_mtime_ns for path in (out / "corpus" / "talk").iterdir()}
+    recipe, backbone = with_corpus(sources[:2])
+    prepare(recipe, backbone, out, overwrite=True)
+    assert {path.name for path in (out / "corpus").iterdir()} == {"talk", "wiki"}
+    assert {path: path.stat().st_mtime_ns for path in (out / "corpus" / "talk").iterdir()} == times
+    (wiki,) = shards.documents(out / "corpus" / "wiki")
+    assert wiki.tolist() == [*b"other", END]
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing", "short"])
+def test_an_overwrite_mends_damaged_shards(sources: list[Source], tmp_path: Path, how: str) -> None:
+    out = tmp_path / "data"
+    prepared(sources, out)
+    due = contents(out)
+    path = out / "corpus" / "talk" / "00001.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + (b"" if how == "short" else bytes([content[-1] ^ 1])))
+    if how == "missing":
+        path.unlink()
+    recipe, backbone = with_corpus(sources)
+    prepare(recipe, backbone, out, overwrite=True)
+    assert contents(out) == due
+
+
+def test_an_overwrite_replaces_a_manifest_that_says_nothing(tmp_path: Path) -> None:
+    write = partial(shards.write, tmp_path / "s", partial(items, rows_of(60)), either, made())
+    due = write()
+    for text in ("{", '{"format": 0}'):
+        (tmp_path / "s" / "manifest.json").write_text(text)
+        with pytest.raises(SheenError, match=r"manifest\.json is"):
+            write()
+        assert write(overwrite=True) == due
+
+
 def test_speech_of_another_codec_is_refused(sources: list[Source], tmp_path: Path) -> None:
     with pytest.raises(SheenError, match=r"talk holds codes of another codec \(codec-1, not other"):
         prepared(sources, tmp_path / "data", codec="other")
@@ -781,14 +830,23 @@ def test_the_ordinary_loop_trains_on_windows(sources: list[Source], tmp_path: Pa
     assert facts["splits"]["train"]["language"].keys() == {"ha", "no", "unknown"}
 
 
-def resumes(filling: Callable[[Path], object], tmp_path: Path, every: int) -> int:
-    """Kill `filling(folder)` at every so many operations on the file system, half a write on the
-    disk included, and run it again: the folder is then as if nothing had been. Returns how many.
+def resumes(
+    filling: Callable[[Path], object],
+    tmp_path: Path,
+    every: int,
+    old: Path | None = None,
+    again: Callable[[Path], object] | None = None,
+) -> int:
+    """Kill `filling(folder)`, which holds what `old` does, at every so many operations on the file
+    system, half a write on the disk included, and run it (or `again`) again: the folder is then as
+    if nothing had been. Returns how many.
     """
     whole, outputs = tmp_path / "whole" / "data", tmp_path / "outputs"
     outputs.mkdir()
 
     def run(out: Path, fatal: int | None) -> None:
+        if old is not None:
+            shutil.copytree(old, out)
         Disk(outputs / f"{out.parent.name}.txt", fatal)
         filling(out)
 
@@ -806,7 +864,7 @@ def resumes(filling: Callable[[Path], object], tmp_path: Path, every: int) -> in
         end = yield Job(partial(run, out, at))
         if not end.killed:
             return f"{where}: it ended with {end.code}: {end.output[-600:]}"
-        end = yield Job(partial(filling, out))
+        end = yield Job(partial(again or filling, out))
         got = {name: each for name, each in contents(out).items() if name not in MARKS}
         shutil.rmtree(out.parent)
         names = [name for name in {*got, *due} if got.get(name) != due.get(name)]
@@ -831,3 +889,20 @@ def test_killed_and_started_again_prepare_gives_the_same_bytes(
     sources: list[Source], tmp_path: Path
 ) -> None:
     assert resumes(partial(prepared, sources, shard=4000, tokens=3000), tmp_path, every=9) > 10
+
+
+def test_a_killed_overwrite_is_gone_on_with_without_another(
+    sources: list[Source], tmp_path: Path
+) -> None:
+    prepared(sources, tmp_path / "old", window=96, shard=4000, tokens=3000)
+    (tmp_path / "old" / "corpus" / "gone").mkdir()
+    fewer = [each.model_copy(update={"max_documents": 100}) for each in sources[:2]]
+    changed = [*fewer, sources[2]]
+    recipe, backbone = with_corpus(changed, window=96, shard=4000, tokens=3000)
+
+    def overwrite(out: Path, anyhow: bool = True) -> None:
+        untouched = (out / "dataset.json").is_file()  # then it is refused, as it must be
+        prepare(recipe, backbone, out, overwrite=anyhow or untouched)
+
+    again = partial(overwrite, anyhow=False)
+    assert resumes(overwrite, tmp_path, every=9, old=tmp_path / "old", again=again) > 10

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from sheen_cli import Batch, Corpus, Filled, Row, Section, SheenError, Skip, say, warn
+from sheen_cli import Batch, Corpus, Filled, Row, Section, SheenError, Skip, remove, say, warn
 from sheen_lm import mixing, packing, shards
 from sheen_lm.corpora import HeldOut, Source, opened
 from sheen_lm.mixing import Mixture, Stratum
@@ -129,8 +129,11 @@ def corpus(
     """
     ways = {source.name: opened(source, held_out, codec) for source in options.sources}
 
-    def fill(folder: Path, artifacts: Path) -> Filled:
+    def fill(folder: Path, artifacts: Path, overwrite: bool) -> Filled:
         known = encoding(artifacts)
+        if overwrite:
+            for path in [each for each in folder.glob("*") if each.name not in ways]:
+                remove(path)  # a source that is no more
         manifests = {}
         for source in options.sources:
             read, origin = ways[source.name]
@@ -146,7 +149,9 @@ def corpus(
                 shard=options.shard,
             )
             encode = known.speech if source.kind == "speech" else known.text
-            manifests[source.name] = shards.write(folder / source.name, read, encode, made)
+            manifests[source.name] = shards.write(
+                folder / source.name, read, encode, made, overwrite
+            )
             say(line(source.name, manifests[source.name]["totals"]))
         return filled(options, held_out.seed, folder, manifests)
 

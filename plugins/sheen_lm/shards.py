@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sheen_cli import Row, SheenError, Skip, replacing
+from sheen_cli import Row, SheenError, Skip, remove, replacing
 from sheen_lm.packing import PACKINGS, Piece, Shape
 
 FORMAT = 1
@@ -104,10 +104,15 @@ class Totals:
         mine["seconds"] += item.seconds
 
 
-def write(folder: Path, read: Read, encode: Encode, made: Made) -> dict[str, Any]:
+def write(
+    folder: Path, read: Read, encode: Encode, made: Made, overwrite: bool = False
+) -> dict[str, Any]:
     """Write a source's shards, or go on where a killed writer stopped; returns the manifest. What
-    is finished stays as it is. Raises SheenError where `folder` holds shards made otherwise.
+    is finished stays as it is. Where `folder` holds shards made otherwise, or damaged ones, they
+    are written anew with `overwrite`; else this raises SheenError.
     """
+    if overwrite:
+        clear(folder, made)
     if (folder / MANIFEST).is_file():
         return manifest(folder, made)
     number, totals = so_far(folder, made)
@@ -134,6 +139,24 @@ def write(folder: Path, read: Read, encode: Encode, made: Made) -> dict[str, Any
         refused = ", ".join(f"{count} {reason}" for reason, count in totals.rejected.items())
         raise SheenError(f"no usable document for {folder.name}: {refused or 'it is empty'}")
     return finish(folder, number, totals, made)
+
+
+def clear(folder: Path, made: Made) -> None:
+    """Remove all shards if they were made otherwise, else those that are not what was written."""
+    wrong = []
+    try:
+        if (folder / MANIFEST).is_file():
+            value = listed(folder, made)
+            found = {file: digest(folder / file) for file in value["shards"]}
+            wrong = [file for file, about in value["shards"].items() if found[file] != about]
+        else:
+            so_far(folder, made)
+    except SheenError:  # made otherwise, or a manifest that says nothing
+        remove(folder)
+    for file in wrong:
+        (folder / file).unlink(missing_ok=True)
+    if wrong:  # not before they are gone: without it they are not looked at so closely
+        (folder / MANIFEST).unlink()
 
 
 def check(document: Document, item: Item, made: Made) -> None:
@@ -213,27 +236,43 @@ def so_far(folder: Path, made: Made) -> tuple[int, Totals]:
 
 
 def finish(folder: Path, number: int, totals: Totals, made: Made) -> dict[str, Any]:
-    files = {}
-    for path in (name(folder, each) for each in range(number)):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    paths = (name(folder, each) for each in range(number))
     full = totals.tokens / (totals.windows * made.window)
     value = {
         "format": FORMAT,
         "made": asdict(made),
         "totals": {**asdict(totals), "fill": round(full, 4)},
-        "shards": files,
+        "shards": {path.name: digest(path) for path in paths},
     }
     with replacing(folder / MANIFEST) as stream:
         stream.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
     return value
 
 
+def digest(path: Path) -> dict[str, Any] | None:
+    """A shard's size and SHA-256; None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": found}
+
+
 def manifest(folder: Path, made: Made | None = None) -> dict[str, Any]:
     """The manifest of finished shards. Raises SheenError where they are not finished, not all
     there, or, given `made`, made otherwise.
     """
+    value = listed(folder, made)
+    for file, facts in value["shards"].items():
+        found = (folder / file).stat().st_size if (folder / file).is_file() else None
+        if found != facts["bytes"]:
+            size = "is missing" if found is None else f"has {found} bytes, not {facts['bytes']}"
+            raise SheenError(f"{folder / file} {size}; prepare the data again with --overwrite")
+    return value
+
+
+def listed(folder: Path, made: Made | None = None) -> dict[str, Any]:
+    """The manifest alone, whatever became of its shards."""
     path = folder / MANIFEST
     if not path.is_file():
         raise SheenError(f"{folder} holds no finished shards; run `sheen prepare` (again)")
@@ -245,11 +284,6 @@ def manifest(folder: Path, made: Made | None = None) -> dict[str, Any]:
         raise SheenError(f"{path} is not of this sheen's format {FORMAT}")
     if made is not None:
         same(folder, value["made"], made)
-    for file, facts in value["shards"].items():
-        found = (folder / file).stat().st_size if (folder / file).is_file() else None
-        if found != facts["bytes"]:
-            size = "is missing" if found is None else f"has {found} bytes, not {facts['bytes']}"
-            raise SheenError(f"{folder / file} {size}; prepare the data again with --overwrite")
     return value
 
 
