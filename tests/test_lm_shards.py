@@ -93,7 +93,7 @@ def rows_of(count: int, seed: int = 0) -> list[Row]:
 def items(rows: list[Row], skip: int) -> Iterator[Item | Skip]:
     for number, row in enumerate(rows[skip:], skip):
         if not row["text"]:
-            yield Skip("empty-text")
+            yield Skip("empty-text", f"{row['id']} has no words")
         else:
             language = "ha" if number % 3 else "no"
             yield Item(row, language, len(row.get("audio_codes", [])) / 4, number % 7 == 0)
@@ -205,6 +205,7 @@ def test_s2_20_shards_load_back_to_identical_ids(tmp_path: Path, way: str) -> No
     assert (totals["read"], totals["documents"]) == (200, len(due))
     assert totals["tokens"] == sum(map(len, due))
     assert totals["rejected"] == {"empty-text": 200 - len(due)}
+    assert totals["details"] == {"empty-text": "r0 has no words"}
     languages = totals["languages"]
     assert set(languages) == {"ha", "no"}
     for name in ("documents", "tokens", "seconds"):
@@ -312,8 +313,13 @@ def test_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
         shards.write(
             tmp_path / "s", lambda skip: [Item(row)], lambda row: Document(np.array([999])), made()
         )
-    with pytest.raises(SheenError, match="no usable document for s: 1 empty-text"):
-        shards.write(tmp_path / "s", lambda skip: [Skip("empty-text")], either, made())
+    odd = [Skip("empty-text", "a.txt:1"), Skip("bad-row", "\ud800\n" * 99), Skip("bad-row")]
+    with pytest.raises(SheenError) as caught:
+        shards.write(tmp_path / "s", lambda skip: odd, either, made())
+    said = "no usable document for s: 1 empty-text (a.txt:1), 2 bad-row (\\ud800 \\ud800 "
+    assert str(caught.value).startswith(said) and len(str(caught.value)) < len(said) + 160
+    with pytest.raises(SheenError, match="no usable document for s: it is empty"):
+        shards.write(tmp_path / "s", lambda skip: [], either, made())
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
@@ -468,6 +474,8 @@ def test_s2_22a_filters_count_what_they_leave_out(tmp_path: Path) -> None:
     assert texts(read(source)) == ["long enough", "text-length", "other-language"]
     facts = shards.write(tmp_path / "s", corpora.opened(source, NOBODY, None)[0], either, made())
     assert facts["totals"]["rejected"] == {"text-length": 1, "other-language": 1}
+    where = {"text-length": f"{path}:2: 2 characters", "other-language": f"{path}:3: 'en'"}
+    assert facts["totals"]["details"] == where
 
 
 def test_held_out_texts_are_a_stable_share_and_equal_ones_go_together(tmp_path: Path) -> None:
@@ -566,7 +574,8 @@ def sources(tmp_path: Path) -> list[Source]:
         for split, mine in parts.items():
             (folder / f"{split}.jsonl").write_bytes(b"".join(map(encode, mine)))
         splits = {split: {"sha256": f"{name} {split}"} for split in parts}
-        (folder / "dataset.json").write_text(json.dumps({"splits": splits}))
+        about = {"splits": splits, "codebooks": [CODES] * STRIDE}
+        (folder / "dataset.json").write_text(json.dumps(about))
         (folder / "artifacts").mkdir()
         facts = {"sha256": "codec-1", "sizes": [CODES] * STRIDE}
         (folder / "artifacts" / "codec.json").write_text(json.dumps(facts))
@@ -617,7 +626,9 @@ def test_windows_are_rows_of_the_host(
     facts = manifest["corpus"]["mixture"]
     assert {each["source"]: 0 for each in facts} == dict.fromkeys(wanted, 0)
     assert sum(each["tokens"] for each in facts) == whole
-    assert re.search(r"studio \(no\): \d+\.\d\d % of the tokens \(wanted", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.search(r"studio \(no\): \d+\.\d\d % of the tokens \(wanted", said)
+    assert re.search(r"left out: \d+ empty-text \(\S+wiki\.jsonl:\d+\)\n", said)
     assert manifest["read"] == 932 and manifest["rejected"].keys() == {"empty-text"}
     # speech of validation is that of the prepared folders
     held_out = Rows(tmp_path / "data" / "validation.jsonl")
@@ -732,6 +743,20 @@ def test_speech_of_another_codec_is_refused(sources: list[Source], tmp_path: Pat
     with pytest.raises(SheenError, match=r"talk holds codes of another codec \(codec-1, not other"):
         prepared(sources, tmp_path / "data", codec="other")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("by_codec", [True, False])
+def test_speech_of_other_codebooks_is_refused(
+    sources: list[Source], tmp_path: Path, by_codec: bool
+) -> None:
+    if not by_codec:  # the data brought its codes
+        (tmp_path / "talk" / "artifacts" / "codec.json").unlink()
+    options = Pretraining(sources=sources)
+    corpus(options, NOBODY, "codec-1", encoding, (CODES,) * STRIDE)
+    problem = r"source talk: \S+talk holds codes of 3 codebooks \(16, 16, 16\), not of 2 codebooks"
+    with pytest.raises(SheenError, match=problem) as caught:
+        corpus(options, NOBODY, "codec-1", encoding, (CODES,) * 2)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_data_set_beside_the_sources_is_refused(sources: list[Source], tmp_path: Path) -> None:

@@ -73,13 +73,15 @@ class HeldOut(Section):
         return int.from_bytes(digest[:8]) < self.share * 2**64
 
 
-def opened(source: Source, held_out: HeldOut, codec: str | None) -> tuple[Read, dict[str, Any]]:
+def opened(
+    source: Source, held_out: HeldOut, codec: str | None, codebooks: Sequence[int] | None = None
+) -> tuple[Read, dict[str, Any]]:
     """How to read a source, and what tells it from another of its name. Raises SheenError where
-    there is none, or none whose speech is of this codec (its hash).
+    there is none, or none whose speech is of this codec (its hash) and these codebooks (sizes).
     """
     path = Path(source.path).expanduser()
     if source.kind == "speech":
-        origin = prepared(source, path, codec)
+        origin = prepared(source, path, codec, codebooks)
         listed = partial(speech, source, path)
     elif path.exists():
         files = text_files(source, path)
@@ -104,19 +106,22 @@ def kept(item: Item | Skip, filters: Filters) -> Item | Skip:
     if isinstance(item, Skip):
         return item
     size, longest = len(item.row["text"]), filters.max_characters
+    name = item.row.get("id")
     if filters.languages and item.language not in filters.languages:
-        return Skip("other-language", item.language)
+        return Skip("other-language", f"{name}: '{item.language}'")
     if size < filters.min_characters or (longest is not None and size > longest):
-        return Skip("text-length", f"{size} characters")
+        return Skip("text-length", f"{name}: {size} characters")
     if item.seconds < filters.min_seconds or item.seconds > (filters.max_seconds or item.seconds):
-        return Skip("duration", f"{item.seconds:.2f} s")
+        return Skip("duration", f"{name}: {item.seconds:.2f} s")
     return item
 
 
 # --- speech --------------------------------------------------------------------------------------
 
 
-def prepared(source: Source, folder: Path, codec: str | None) -> dict[str, Any]:
+def prepared(
+    source: Source, folder: Path, codec: str | None, codebooks: Sequence[int] | None
+) -> dict[str, Any]:
     """The fingerprint of a folder that `sheen prepare` filled with speech of this codec."""
     from sheen_lm.codecs import record  # brings in torch
 
@@ -126,6 +131,7 @@ def prepared(source: Source, folder: Path, codec: str | None) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text("utf-8"))
         splits = {name: about["sha256"] for name, about in facts["splits"].items()}
+        sizes = tuple(facts["codebooks"] or ())
     except (ValueError, LookupError, TypeError, AttributeError):
         raise SheenError(f"{path} is damaged") from None
     theirs = (record.read(folder / "artifacts") or {}).get("sha256")  # none: the data brought codes
@@ -134,7 +140,16 @@ def prepared(source: Source, folder: Path, codec: str | None) -> dict[str, Any]:
             f"{where} holds codes of another codec ({theirs[:12]}, not {str(codec)[:12]}); prepare "
             f"it with this recipe's codec"
         )
+    if codebooks is not None and sizes != tuple(codebooks):
+        raise SheenError(
+            f"{where} holds codes of {books(sizes)}, not of {books(codebooks)}; prepare it with "
+            f"this recipe's codec and number of codebooks"
+        )
     return {"rows": splits, "codec": theirs}
+
+
+def books(sizes: Sequence[int]) -> str:
+    return f"{len(sizes)} codebooks" + (f" ({', '.join(map(str, sizes))})" if sizes else "")
 
 
 def speech(source: Source, folder: Path) -> Iterator[Item | Skip]:

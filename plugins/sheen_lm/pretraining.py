@@ -123,11 +123,13 @@ def corpus(
     held_out: HeldOut,
     codec: str | None,
     encoding: Callable[[Path], Encoding],
+    codebooks: Sequence[int] | None = None,
 ) -> Corpus:
     """The host's corpus of these sources. `encoding` is called with the artifacts' folder once the
-    sources are known to be there; the other arguments decide what is read.
+    sources are known to be there; the other arguments decide what is read. `codebooks` are the
+    sizes of the recipe's; speech of others is refused.
     """
-    ways = {source.name: opened(source, held_out, codec) for source in options.sources}
+    ways = {source.name: opened(source, held_out, codec, codebooks) for source in options.sources}
 
     def fill(folder: Path, artifacts: Path, overwrite: bool) -> Filled:
         known = encoding(artifacts)
@@ -178,11 +180,11 @@ def check(data: Path, options: Pretraining, known: Encoding) -> None:
 
 def line(name: str, totals: dict[str, Any]) -> str:
     """What a source gave, in words."""
-    refused = "".join(f", {count} {reason}" for reason, count in totals["rejected"].items())
+    refused = shards.refused(totals["rejected"], totals["details"])
     return (
         f"{name}: {totals['documents']} documents, {totals['tokens']} tokens, "
         f"{totals['seconds'] / 3600:.2f} h, {totals['windows']} windows, "
-        f"{100 * totals['fill']:.1f} % full{refused}"
+        f"{100 * totals['fill']:.1f} % full" + (f"; left out: {refused}" if refused else "")
     )
 
 

@@ -10,7 +10,7 @@ written last, marks the end. Nothing but the shard being filled is held in memor
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from sheen_lm.packing import PACKINGS, Piece, Shape
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LONGEST = 160  # characters of a refusal that are kept
 HEADER = "sheen"  # our one key in a shard's header: of several the order would not be settled
 # a window: where its tokens begin in the shard, their number, its first piece, their number, the
 # language's number, whether it is for validation, and the milliseconds of speech in it
@@ -89,6 +90,7 @@ class Totals:
     cut: int = 0  # documents that lie in several windows
     held_out: int = 0  # documents
     rejected: dict[str, int] = field(default_factory=dict)  # reason -> items
+    details: dict[str, str] = field(default_factory=dict)  # reason -> what the first one's was
     # language -> documents, tokens, seconds; windows number them in this order
     languages: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -102,6 +104,11 @@ class Totals:
         mine["documents"] += 1
         mine["tokens"] += tokens
         mine["seconds"] += item.seconds
+
+    def refuse(self, skip: Skip) -> None:
+        self.rejected[skip.reason] = self.rejected.get(skip.reason, 0) + 1
+        detail = " ".join(skip.detail.encode("utf-8", "backslashreplace").decode().split())
+        self.details.setdefault(skip.reason, detail[:LONGEST])
 
 
 def write(
@@ -122,7 +129,7 @@ def write(
         totals.read += 1
         document = item if isinstance(item, Skip) else encode(item.row)
         if isinstance(document, Skip):
-            totals.rejected[document.reason] = totals.rejected.get(document.reason, 0) + 1
+            totals.refuse(document)
             continue
         assert isinstance(item, Item)
         check(document, item, made)
@@ -136,9 +143,15 @@ def write(
         write_shard(folder, number, waiting, totals, made)
         number += 1
     if not number:
-        refused = ", ".join(f"{count} {reason}" for reason, count in totals.rejected.items())
-        raise SheenError(f"no usable document for {folder.name}: {refused or 'it is empty'}")
+        why = refused(totals.rejected, totals.details) or "it is empty"
+        raise SheenError(f"no usable document for {folder.name}: {why}")
     return finish(folder, number, totals, made)
+
+
+def refused(rejected: Mapping[str, int], details: Mapping[str, str]) -> str:
+    """How many for which reason, each with the first one's detail."""
+    shown = {reason: f" ({detail})" if detail else "" for reason, detail in details.items()}
+    return ", ".join(f"{count} {reason}{shown[reason]}" for reason, count in rejected.items())
 
 
 def clear(folder: Path, made: Made) -> None:
