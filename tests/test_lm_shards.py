@@ -407,13 +407,13 @@ def test_a_small_set_is_blended_in_with_a_share_of_its_own() -> None:
 
 def test_s2_24_languages_are_balanced_within_a_source() -> None:
     tokens = {"en": 8_000_000, "ha": 80_000}
-    as_they_are = mixing.language_shares(tokens, 1.0, None)
+    as_they_are = mixing.language_shares("s", tokens, 1.0, None)
     assert as_they_are["ha"] == pytest.approx(1 / 101)
-    assert mixing.language_shares(tokens, 2.0, None)["ha"] == pytest.approx(1 / 11)
-    assert mixing.language_shares(tokens, 1e9, None)["ha"] == pytest.approx(0.5)
-    assert mixing.language_shares(tokens, 1.0, {"ha": 1, "en": 3})["ha"] == 0.25
-    with pytest.raises(SheenError, match="no language of a source has a weight: it has 'en', 'ha'"):
-        mixing.language_shares(tokens, 1.0, {"no": 1})
+    assert mixing.language_shares("s", tokens, 2.0, None)["ha"] == pytest.approx(1 / 11)
+    assert mixing.language_shares("s", tokens, 1e9, None)["ha"] == pytest.approx(0.5)
+    assert mixing.language_shares("s", tokens, 1.0, {"ha": 1, "en": 3})["ha"] == 0.25
+    with pytest.raises(SheenError, match="no language of source s has a weight: it has 'en', 'ha'"):
+        mixing.language_shares("s", tokens, 1.0, {"no": 1})
 
 
 @pytest.mark.parametrize(
@@ -428,6 +428,13 @@ def test_s2_24_languages_are_balanced_within_a_source() -> None:
 def test_shares_that_cannot_be_are_refused(blends: dict, problem: str) -> None:
     with pytest.raises(SheenError, match=problem):
         mixing.mixture(TWO, blends)
+    # and before anything is read
+    sources = [
+        Source(name=name, kind="text", path="nothing", weight=blend.weight, share=blend.share)
+        for name, blend in blends.items()
+    ]
+    with pytest.raises(SheenError, match=problem):
+        corpus(Pretraining(sources=sources), NOBODY, None, encoding)
 
 
 # --- corpora -------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ def mixture(
     of_sources = source_shares({name: sum(s.tokens for s in mine[name]) for name in mine}, blends)
     parts = []
     for name, share in of_sources.items():
-        each = language_shares({s.language: s.tokens for s in mine[name]}, temperature, languages)
+        counts = {stratum.language: stratum.tokens for stratum in mine[name]}
+        each = language_shares(name, counts, temperature, languages)
         for stratum in mine[name]:
             wanted = share * each[stratum.language]
             if wanted:
@@ -144,9 +145,9 @@ def source_shares(tokens: Mapping[str, int], blends: Mapping[str, Blend]) -> dic
 
 
 def language_shares(
-    tokens: Mapping[str, int], temperature: float, weights: Mapping[str, float] | None
+    source: str, tokens: Mapping[str, int], temperature: float, weights: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """The languages' shares within one source: as their tokens to the power 1 / temperature (1: as
+    """The languages' shares within a source: as their tokens to the power 1 / temperature (1: as
     they are; the higher, the more alike), or by weights, where those that are not named have none.
     Raises SheenError where no language of the source has a weight.
     """
@@ -154,7 +155,8 @@ def language_shares(
         raw = {language: weights.get(language, 0.0) for language in tokens}
         if not any(raw.values()):
             raise SheenError(
-                f"no language of a source has a weight: it has {', '.join(map(repr, tokens))}"
+                f"no language of source {source} has a weight: it has "
+                f"{', '.join(map(repr, tokens))}"
             )
     else:
         top = max(tokens.values())

@@ -3,7 +3,7 @@ that the host trains on. A row points into its shard; nothing is written twice.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from sheen_cli import Batch, Corpus, Filled, Row, Section, SheenError, Skip, remove, say, warn
 from sheen_lm import mixing, packing, shards
 from sheen_lm.corpora import HeldOut, Source, opened
-from sheen_lm.mixing import Mixture, Stratum
+from sheen_lm.mixing import Blend, Mixture, Stratum
 from sheen_lm.shards import Document, Encode, Made
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def corpus(
     sources are known to be there; the other arguments decide what is read. `codebooks` are the
     sizes of the recipe's; speech of others is refused.
     """
+    blends = {source.name: source.blend for source in options.sources}
+    mixing.source_shares(dict.fromkeys(blends, 1), blends)  # refused before anything is read
     ways = {source.name: opened(source, held_out, codec, codebooks) for source in options.sources}
 
     def fill(folder: Path, artifacts: Path, overwrite: bool) -> Filled:
@@ -155,7 +157,7 @@ def corpus(
                 folder / source.name, read, encode, made, overwrite
             )
             say(line(source.name, manifests[source.name]["totals"]))
-        return filled(options, held_out.seed, folder, manifests)
+        return filled(options, blends, held_out.seed, folder, manifests)
 
     return Corpus({name: origin for name, (_, origin) in ways.items()}, fill)
 
@@ -189,13 +191,17 @@ def line(name: str, totals: dict[str, Any]) -> str:
 
 
 def filled(
-    options: Pretraining, seed: int, folder: Path, manifests: dict[str, dict[str, Any]]
+    options: Pretraining,
+    blends: Mapping[str, Blend],
+    seed: int,
+    folder: Path,
+    manifests: dict[str, dict[str, Any]],
 ) -> Filled:
     """The rows of an epoch, mixed, and those of validation, as they lie."""
     training, validation = found(folder, list(manifests))
     mixed = mixing.mixture(
         [windows.stratum for windows in training],
-        {source.name: source.blend for source in options.sources},
+        blends,
         options.tokens,
         options.temperature,
         options.languages,
