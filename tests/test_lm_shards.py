@@ -777,7 +777,8 @@ def test_a_real_convention_is_encoded_as_training_lays_it_out() -> None:
     """Orpheus' turns over a small codec: three tokens come after the last frame."""
     known = families.family("orpheus").model_dump()
     small = {**known["codes"], "sizes": (8,) * 7, "stride": 8}
-    words, convention = miniature.tokenizer("llama"), Convention(**{**known, "codes": small})
+    changes = {"codes": small, "instruct": "{instruct} "}
+    words, convention = miniature.tokenizer("llama"), Convention(**{**known, **changes})
     vocabulary.extend(words, convention)
     ids = layout.resolve(convention, words)
     both = pretraining.encoding(ids, "codec-1")
@@ -793,6 +794,9 @@ def test_a_real_convention_is_encoded_as_training_lays_it_out() -> None:
         read.append(layout.read(piece[document.start :] if not at else piece, ids))
         at += length
     assert np.array_equal(np.concatenate([each.codes for each in read]), codes)
+    told = both.speech({**row, "instruct": "slowly"})  # as fine-tuning writes it
+    due, _ = layout.build(layout.Prompt("sannu", "anna", "slowly"), codes, ids)
+    assert told.ids.tolist() == due.tolist() and told.start > document.start
     text = both.text({"id": "b", "text": "ina kwana"})
     assert text.ids[0] == words.bos_token_id and text.ids[-1] == words.eos_token_id
     assert words.decode(text.ids, skip_special_tokens=True) == "ina kwana"

@@ -54,7 +54,7 @@ def encoding(ids: "Ids", codec: str | None) -> Encoding:
     """Speech by the convention; text between the tokenizer's own tokens of a beginning and an end,
     where it has them. Text that holds one of the convention's tokens is refused, and counted.
     """
-    from sheen_lm import layout
+    from sheen_lm import batches, layout
 
     words, places = ids.tokenizer, ids.places
     around = [
@@ -68,7 +68,7 @@ def encoding(ids: "Ids", codec: str | None) -> Encoding:
         return Document(np.array([*around[0], *tokens, *around[1]], np.int64))
 
     def speech(row: Row) -> Document | Skip:
-        prompt, codes = layout.Prompt(row["text"], row.get("speaker")), row["audio_codes"]
+        prompt, codes = batches.prompt_of(row), row["audio_codes"]
         try:
             tokens, _ = layout.build(prompt, np.asarray(codes), ids)
             start = len(layout.head(prompt, ids))
