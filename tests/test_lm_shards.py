@@ -24,7 +24,7 @@ from crash import Case, Disk, Job, schedule
 from fakehub import FakeHub
 from torch.nn.functional import cross_entropy
 
-from sheen_cli import Batch, Loss, Row, Run, SheenError, Skip, Term, jobs
+from sheen_cli import Batch, HubSet, Loss, Row, Run, SheenError, Skip, Term, jobs
 from sheen_cli.backbones import Backbone, resolve
 from sheen_cli.prepare import prepare
 from sheen_cli.recipe import Recipe
@@ -555,6 +555,22 @@ def test_text_sets_of_the_hub_are_streamed(tmp_path: Path) -> None:
     assert "('train 4', False), ('validation 0', True), ('validation 1', True)]" in done.stdout
     assert "test" not in done.stdout.partition("]")[0] and "train 2" not in done.stdout
     assert re.search(r"'revision': '[0-9a-f]{40}'", done.stdout)
+
+
+def test_a_set_of_the_hub_without_a_validation_split_is_held_out_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    splits = {name: [{"text": f"{name} {n}"} for n in range(400)] for name in ("Train", "test")}
+    monkeypatch.setattr(HubSet, "splits", splits)
+    monkeypatch.setattr(HubSet, "commit", "1" * 40)
+    source, by_hash = Source(name="t", kind="text", path="u/texts"), HeldOut(seed=1, share=0.1)
+    found = read(source, by_hash)
+    assert [each.row["text"] for each in found] == [f"Train {n}" for n in range(400)]
+    assert [each.held_out for each in found] == [by_hash.has(text) for text in texts(found)]
+    assert 20 < sum(each.held_out for each in found) < 60
+    splits["dev"] = splits.pop("test")
+    found = read(source, by_hash)
+    assert [each.held_out for each in found] == [False] * 400 + [True] * 400
 
 
 # --- the host's rows -----------------------------------------------------------------------------

@@ -259,10 +259,13 @@ READERS = {".jsonl": jsonl, ".txt": plain}
 
 
 def hub_texts(source: Source, held_out: HeldOut, hub: HubSet) -> Iterator[Item | Skip]:
-    """Rows of a Hub set, streamed; its own validation split is kept, its test split not touched."""
+    """Rows of a Hub set, streamed; its validation split is kept, its test split not touched. One
+    without a validation split is held out of as files are.
+    """
+    validates = "validation" in hub.sides.values()
     for split, where, row in hub:
         if split != "test":
-            yield text_item(row, where, source, held_out, split)
+            yield text_item(row, where, source, held_out, split if validates else None)
 
 
 def text_item(

@@ -63,6 +63,12 @@ class HubSet:
         chosen = self._choose(list(opened))
         return {name: undecoded(opened[name]) for name in chosen}
 
+    @property
+    def sides(self) -> dict[str, str | None]:
+        """Our names of the splits to read; None where there is but one."""
+        several = len(self.splits) > 1
+        return {name: SPLITS[name.lower()] if several else None for name in self.splits}
+
     def _choose(self, names: list[str]) -> list[str]:
         wanted, shown = self.data.split, ", ".join(names)
         if wanted is not None:
@@ -83,7 +89,7 @@ class HubSet:
     def __iter__(self) -> Iterator[tuple[str | None, str, dict[str, Any]]]:
         """(our split, place, row) of every row; the split is None where there is but one."""
         for name, table in self.splits.items():
-            split = SPLITS[name.lower()] if len(self.splits) > 1 else None
+            split = self.sides[name]
             rows, number = iter(table), 0
             while True:
                 number += 1
