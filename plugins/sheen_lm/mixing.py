@@ -1,8 +1,8 @@
-"""Which window comes when: sources mixed by tokens, languages balanced, and the order a pure
-function of (seed, epoch, position), so that a resumed training looks nothing up and skips nothing.
+"""Which windows are trained on: sources mixed by tokens, languages balanced.
 
-An epoch has a fixed number of windows of every source and language. They are drawn without
-repetition until all have been drawn, over the ends of epochs, and shuffled together.
+A mixture has a fixed number of windows of every source and language. They are drawn without
+repetition until all have been drawn, then again, and shuffled together. Which one comes where is a
+pure function of (seed, position), so that no table is held.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Blend:
 @dataclass(frozen=True)
 class Part:
     """A stratum's part in the mixture: the share of tokens that it is to have, and the number of
-    its windows in an epoch.
+    its windows in it.
     """
 
     stratum: Stratum
@@ -51,32 +51,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The order of windows, epoch by epoch."""
+    """Windows of all parts in one order."""
 
     parts: tuple[Part, ...]
     seed: int
 
     def __len__(self) -> int:
-        """Windows of an epoch."""
         return int(self._ends[-1])
 
     @cached_property
     def _ends(self) -> np.ndarray:
         return np.cumsum([part.count for part in self.parts])
 
-    def at(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each position (n,) of an epoch the number of its part and of the window in it."""
-        slots = permuted(positions, len(self), self.seed, epoch)
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each position (n,) the number of its part and of the window in it."""
+        slots = permuted(positions, len(self), self.seed)
         numbers = np.searchsorted(self._ends, slots, side="right")
         windows = np.empty_like(slots)
         for number, part in enumerate(self.parts):
             mine = np.flatnonzero(numbers == number)
             first = self._ends[number] - part.count
-            windows[mine] = self._drawn(part, epoch * part.count + slots[mine] - first)
+            windows[mine] = self._drawn(part, slots[mine] - first)
         return numbers, windows
 
     def _drawn(self, part: Part, draws: np.ndarray) -> np.ndarray:
-        """The windows of a part that come at these draws, counted from the first epoch's start."""
+        """The windows of a part at these draws: in another order each time all have come."""
         stratum = part.stratum
         passes, places = np.divmod(draws, stratum.windows)
         windows = np.empty_like(draws)
@@ -95,8 +94,8 @@ def mixture(
     languages: Mapping[str, float] | None = None,
     seed: int = 42,
 ) -> Mixture:
-    """A mixture whose epoch has `tokens` tokens (None: as many as the strata), every stratum at
-    least a window. Raises SheenError for shares that cannot be.
+    """A mixture of `tokens` tokens (None: as many as the strata), of every stratum at least a
+    window. Raises SheenError for shares that cannot be.
     """
     strata = [stratum for stratum in strata if stratum.windows]
     mine: dict[str, list[Stratum]] = {}
@@ -192,7 +191,7 @@ def scrambled(values: np.ndarray) -> np.ndarray:
 
 
 def report(parts: Sequence[Part], tokens: Sequence[int]) -> list[dict[str, float | str | int]]:
-    """What an epoch realises of each part, given its tokens in it."""
+    """What a mixture realises of each part, given its tokens in it."""
     whole = sum(tokens)
     return [
         {

@@ -25,7 +25,7 @@ CHUNK = 4096  # windows whose order is computed at once
 
 
 class Pretraining(Section):
-    """What is pretrained on, and how it is laid out. An epoch of training is the mixture once."""
+    """What is pretrained on, and how it is laid out. An epoch is the mixture once."""
 
     sources: tuple[Source, ...] = ()
     window: PositiveInt = 2048  # tokens
@@ -197,7 +197,7 @@ def filled(
     folder: Path,
     manifests: dict[str, dict[str, Any]],
 ) -> Filled:
-    """The rows of an epoch, mixed, and those of validation, as they lie."""
+    """The rows of training, mixed, and those of validation, as they lie."""
     training, validation = found(folder, list(manifests))
     mixed = mixing.mixture(
         [windows.stratum for windows in training],
@@ -252,14 +252,14 @@ def found(folder: Path, names: Sequence[str]) -> tuple[list[Windows], list[Windo
     return training, validation
 
 
-def drawn(mixed: Mixture, epoch: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """An epoch's parts and windows, a chunk at a time."""
+def drawn(mixed: Mixture) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The mixture's parts and windows, a chunk at a time."""
     for at in range(0, len(mixed), CHUNK):
-        yield mixed.at(epoch, np.arange(at, min(at + CHUNK, len(mixed))))
+        yield mixed.at(np.arange(at, min(at + CHUNK, len(mixed))))
 
 
 def realised(mixed: Mixture, by_part: Sequence[Windows]) -> list[int]:
-    """The tokens that the first epoch has of each part."""
+    """The tokens that the mixture has of each part."""
     tokens = [0] * len(by_part)
     for numbers, windows in drawn(mixed):
         for part in np.unique(numbers).tolist():
