@@ -166,6 +166,9 @@ def test_pretraining_then_fine_tuning(home: Path, monkeypatch: pytest.MonkeyPatc
     assert "nothing to do" in sheen("prepare", *pt, "--out", "data/pt", *settings).output
     sheen("train", *pt, "--data", "data/pt", "--out", "pt", *RUN, *settings)
 
+    fewer = ("prepare", *pt, "--out", "no", *settings, "model.codebooks=2")
+    said = sheen(*fewer, code=2).output
+    assert "holds codes of 4 codebooks" in said and "not of 2 codebooks" in said
     mixed = sheen("train", *sft, "--data", "data/pt", "--out", "no", *llama(home), code=2).output
     assert "model.stage: pt -> sft" in mixed
     tuned = (*llama(home), "model.base=pt/best", *RUN)

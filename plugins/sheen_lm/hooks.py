@@ -137,7 +137,8 @@ def corpus(recipe: Recipe[Any]) -> Corpus:
         return pretraining.encoding(ids_of(options), sha256)
 
     held_out = HeldOut(seed=recipe.data.seed, share=recipe.data.validation)
-    return pretraining.corpus(options.pretraining, held_out, sha256, encoding)
+    sizes = options.written.codes.sizes
+    return pretraining.corpus(options.pretraining, held_out, sha256, encoding, sizes)
 
 
 def ids_of(options: Options) -> "Ids":

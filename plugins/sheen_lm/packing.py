@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sheen_cli import SheenError
+from sheen_lm.layout import IGNORE
 
-IGNORE = -100  # no target, as in `layout`
 PADDING = 0  # the segment of padding; those of documents count from 1
 
 

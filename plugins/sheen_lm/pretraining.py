@@ -14,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from sheen_cli import Batch, Corpus, Filled, Row, Section, SheenError, Skip, remove, say, warn
 from sheen_lm import mixing, packing, shards
 from sheen_lm.corpora import HeldOut, Source, opened
+from sheen_lm.layout import IGNORE
 from sheen_lm.mixing import Blend, Mixture, Stratum
 from sheen_lm.shards import Document, Encode, Made
 
@@ -106,7 +107,7 @@ def collate(rows: Sequence[Row], options: Pretraining, pad: int, term: str) -> B
     found = packing.arrays([shards.tokens_of(row) for row in rows], options.window, pad, apart)
     names = ("tokens", "targets", "segments") if apart else ("tokens", "targets")
     inputs = {name: torch.from_numpy(getattr(found, name)) for name in names}
-    return Batch(inputs, {term: int((found.targets != packing.IGNORE).sum())})
+    return Batch(inputs, {term: int((found.targets != IGNORE).sum())})
 
 
 @dataclass(frozen=True)
