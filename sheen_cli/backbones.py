@@ -157,8 +157,14 @@ def _register(point: EntryPoint) -> Backbone:
 def resolve(recipe: str, settings: list[str]) -> tuple[Recipe[Any], Backbone]:
     """A recipe by name or path with overrides applied, and its backbone."""
     path = find(recipe)
-    values = override(read(path), settings)
-    backbone = load(str(values["backbone"]))
     where = f"recipe '{recipe}'" + (" with the command line's settings" if settings else "")
-    resolved = validate(values, backbone.spec.options, where)
-    return resolved, replace(backbone, spec=backbone.hook.describe(recipe=resolved))
+    return described(override(read(path), settings), where)
+
+
+def described(values: dict[str, Any], where: str) -> tuple[Recipe[Any], Backbone]:
+    """A recipe, which lies at `where`, and its backbone as it is by this recipe: what it heeds and
+    its rates may depend on it.
+    """
+    backbone = load(str(values["backbone"]))
+    recipe: Recipe[Any] = validate(values, backbone.spec.options, where)
+    return recipe, replace(backbone, spec=backbone.hook.describe(recipe=recipe))

@@ -9,7 +9,7 @@ from typing import Any
 from sheen_cli import __version__, backbones, checkpoints, console
 from sheen_cli.errors import SheenError
 from sheen_cli.files import FORMAT, building, read_json, write_json
-from sheen_cli.recipe import Recipe, did_you_mean, override, read, validate
+from sheen_cli.recipe import did_you_mean, override, read
 
 MANIFEST = "export.json"  # says what sheen wrote, and so what it may replace
 
@@ -24,9 +24,8 @@ def export(
     """
     source = checkpoints.resolve(checkpoint)
     values = override(read(source / "recipe.yaml"), settings)
-    backbone = backbones.load(values["backbone"])
+    recipe, backbone = backbones.described(values, f"{source}/recipe.yaml")
     check_kind(backbone, kind)
-    recipe: Recipe[Any] = validate(values, backbone.spec.options, f"{source}/recipe.yaml")
     check_out(out, overwrite)
     place = out.resolve()
     if source in (place, *place.parents):

@@ -164,8 +164,8 @@ def check_data(data: Path, recipe: Recipe[Any], backbone: Backbone) -> dict[str,
     changed = differences(manifest["made_from"]["model"], prepared_by(recipe, backbone))
     if changed:
         raise SheenError(
-            f"{data} was prepared with other settings ({changed}); prepare it again with "
-            f"this recipe"
+            f"{data} was prepared with other settings ({changed}); train with the recipe that made "
+            f"it, or prepare it again with this one"
         )
     for name, facts in manifest["splits"].items():
         path = data / f"{name}.jsonl"

@@ -34,10 +34,24 @@ def chosen(
         raise SheenError(f"one checkpoint speaks at a time, not {', '.join(named)}")
     place = found(named[0]) if named else newest_run(Path("runs"))
     if isinstance(place, str):
-        return Base(place, recipe or default), settings
+        return Base(place, recipe or exported(place) or default), settings
     if recipe is not None:
         raise SheenError(f"--recipe is for a base model; {place} holds the recipe it was made by")
     return place, settings
+
+
+def exported(place: str) -> str | None:
+    """The recipe of the backbone that an export of ours is of; None for another folder."""
+    from sheen_cli.backbones import load
+    from sheen_cli.exporting import MANIFEST
+    from sheen_cli.files import read_json
+
+    path = Path(place) / MANIFEST
+    if not path.is_file():
+        return None
+    recipe = load(read_json(path)["backbone"]).spec.recipe
+    console.say(f"reading {place} by '{recipe}'; --recipe names another")
+    return recipe
 
 
 def found(name: str) -> Path | str:

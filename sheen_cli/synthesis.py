@@ -13,7 +13,7 @@ import numpy as np
 from sheen_cli import audio, backbones, checkpoints, console
 from sheen_cli.errors import SheenError
 from sheen_cli.places import Base
-from sheen_cli.recipe import Recipe, override, read, validate
+from sheen_cli.recipe import Recipe, override, read
 from sheen_cli.reference import words
 from sheen_cli.types import Audio, Request
 
@@ -65,9 +65,8 @@ def recipe_of(
                 f"{place.place} is no checkpoint, and recipe '{place.recipe}' knows no base models"
             ) from None
     values = override(read(place / "recipe.yaml"), settings)
-    backbone = backbones.load(values["backbone"])
     where = f"{place}/recipe.yaml" + (" with your settings" if settings else "")
-    return validate(values, backbone.spec.options, where), backbone
+    return backbones.described(values, where)
 
 
 # The flag of each part of a request that a backbone may not heed.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import tiny_codecs
 import torch
 from conftest import sheen
 from safetensors.torch import load_file
@@ -17,6 +18,7 @@ from sheen_cli import SheenError
 from sheen_cli.babble import speech
 from sheen_cli.backbones import resolve
 from sheen_cli.rows import Rows
+from sheen_cli.synthesis import recipe_of
 from sheen_cli.testing import contract
 from sheen_lm import miniature
 
@@ -230,6 +232,29 @@ def test_rows_may_bring_their_codes_and_then_no_codec_is_needed(home: Path, tmp_
     assert "64" in first and "bad-text" in second and "<speech_start>" in second
 
 
+def test_a_checkpoint_hears_at_the_rate_of_its_own_codec(home: Path, tmp_path: Path) -> None:
+    dac = tiny_codecs.write("dac", tmp_path / "dac", sampling_rate=16_000)
+    settings = (*llama(home), f"model.codec={dac}")
+    recipe = ("--recipe", "llama-codes-sft", *settings)
+    sheen("prepare", *recipe, "--dataset", SPEECH, "--out", tmp_path / "data")
+    sheen("train", *recipe, "--data", tmp_path / "data", "--out", tmp_path / "run", *RUN,
+          "train.max_steps=1", "log.samples=0")  # fmt: skip
+    _, backbone = recipe_of((tmp_path / "run" / "best").resolve(), [])
+    assert backbone.spec.sample_rate == 16_000 and backbone.spec.frame_rate == 50
+    sheen("synth", tmp_path / "run", "--ref", SPEECH / "allison_en-conf-muted.flac", "--icl",
+          "--ref-text", "You are muted.", "--text", "One.", "-o", tmp_path / "x.wav",
+          "--max-seconds", 0.2, "--retries", 0)  # fmt: skip
+    assert soundfile.info(tmp_path / "x.wav").samplerate == 16_000
+
+
+def test_an_export_speaks_by_its_backbones_recipe(home: Path, voice: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    sheen("export", voice, "--as", "merged", "-o", out)
+    said = sheen("synth", out, "--text", "One.", "-o", tmp_path / "x.wav", *qwen(home)[1:],
+                 "--max-seconds", 0.2, "--retries", 0).output  # fmt: skip
+    assert "by 'qwen-snac-lora'" in said and "x.wav: " in said
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -243,6 +268,8 @@ def test_rows_may_bring_their_codes_and_then_no_codec_is_needed(home: Path, tmp_
         ("model.convention={codes: 5}", "convention: codes is a mapping, not 5"),
         ("model.stage=pt", "`stage: pt` needs sources"),
         ("model.freeze=[lm_head*]", "freeze has no effect with lora"),
+        ("model.pretraining.window=9", "pretraining is for `stage: pt`"),
+        ("model.base=/no/where", "model.base=/no/where: neither a folder nor a Hub id"),
     ],
 )
 def test_a_wrong_setting_is_one_line(setting: str, said: str) -> None:

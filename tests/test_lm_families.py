@@ -98,10 +98,12 @@ def test_a_family_trains_speaks_and_loads_in_plain_transformers(
     run = tmp_path / "run"
     said = sheen("train", "--data", tmp_path / "data", "--out", run, *options).output
     assert "vocabulary: 0 tokens added" in said
-    said = sheen(
-        "synth", run, "--text", "two", "-o", tmp_path / "x.wav", "--max-seconds", 0.5,
-        "--retries", 0, "--speaker", "voice 1",
-    ).output  # fmt: skip
+    heeded = {"maya1": "--instruct", "llasa": None, "inworld": None}.get(one.name, "--speaker")
+    synth = ("synth", run, "--text", "two", "-o", tmp_path / "x.wav", "--max-seconds", 0.5)
+    for flag in {"--instruct", "--speaker"} - {heeded}:
+        assert f"does not heed {flag}" in sheen(*synth, flag, "voice 1", code=2).output
+    manner = () if heeded is None else (heeded, "voice 1")
+    said = sheen(*synth, "--retries", 0, *manner).output
     assert "x.wav: " in said and " frames, " in said
 
     sheen("export", run, "--as", "merged", "-o", tmp_path / "plain")

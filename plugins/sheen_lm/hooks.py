@@ -22,12 +22,14 @@ from sheen_cli import (
     Skip,
     Term,
     say,
+    warn,
 )
 from sheen_lm.layout import TERM
 from sheen_lm.options import Options
 
 if TYPE_CHECKING:
     from sheen_lm.codecs import Codec
+    from sheen_lm.convention import Convention
     from sheen_lm.layout import Ids
     from sheen_lm.model import CodesLM
 
@@ -58,7 +60,7 @@ def describe(chosen: Options, name: str, tiny: Callable[[Path], Sequence[str]]) 
         codebooks=chosen.written.codes.sizes,
         prepared_by=PREPARED[chosen.stage],
         corpus=corpus if chosen.stage == "pt" else None,
-        reads=("speaker", "reference", *(("instruct",) if chosen.written.instruct else ())),
+        reads=(*heeded(chosen.written), "reference"),
         takes_codes=True,
         codes_of={"snac_codes": framed} if chosen.written.codes.layers == SNAC else {},
         exports=EXPORTS,
@@ -71,6 +73,11 @@ def describe(chosen: Options, name: str, tiny: Callable[[Path], Sequence[str]]) 
             )
         ),
     )  # fmt: skip
+
+
+def heeded(written: "Convention") -> tuple[str, ...]:
+    """Which parts of a request beside its text have a place in the prompt."""
+    return tuple(name for name in ("speaker", "instruct") if getattr(written, name))
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -88,7 +95,7 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
     from sheen_lm import codecs, layout, references
 
     options = recipe.model
-    ids, pool, cut = ids_of(options), references.Pool(), 0
+    ids, pool, cut, described = ids_of(options), references.Pool(), 0, False
     codes_are, longest = options.written.codes, options.longest
 
     @cache
@@ -103,6 +110,7 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
             yield Skip("constant-codes", "the codec hears the same in every frame")
             continue
         prompt = layout.Prompt(clip.text, clip.speaker, clip.extra.get("instruct") or None)
+        described = described or prompt.instruct is not None
         try:
             length = len(layout.build(prompt, codes, ids)[0])
         except SheenError as error:
@@ -117,6 +125,8 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
             references.offer(pool, clip.speaker, references.Heard(clip.id, clip.text, codes))
         yield {"audio_codes": codes.tolist()}
     references.save(pool, artifacts)
+    if options.written.instruct and not described:
+        warn("no row has a column 'instruct', by which this family's voices are described")
     if cut:
         say(f"{cut} rows have more than model.longest={longest} tokens; training cuts them")
 
@@ -211,6 +221,8 @@ def opened(recipe: Recipe[Any], checkpoint: Path | None, kind: Any) -> "CodesLM"
     report = vocabulary.resize(lm, tokenizer, written, added, options.new_rows, recipe.train.seed)
     if checkpoint is None:
         say(vocabulary.describe(added, report))
+        if written.codes.token is None and report.rows > report.before:
+            warn(f"model.base={base} is no model of family {options.family}: it lacks its ids")
     ids = layout.resolve(written, tokenizer)
     model = CodesLM(lm, ids, audible(ids) if options.audio_only else None)
     model.fresh = report.fresh

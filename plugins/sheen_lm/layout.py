@@ -220,7 +220,9 @@ def check_codec(convention: Convention, name: str, sizes: Sequence[int],
         if tuple(ours) != tuple(theirs):
             raise SheenError(
                 f"the convention is for codebooks with {what} {list(ours)}, the codec {name} has"
-                f" {list(theirs)}; choose another codec, or set codes.{what}"
+                f" {list(theirs)}; choose another codec or family, for the family books set"
+                f" model.codebooks={len(sizes)} model.codebook_size={sizes[0]}, or set"
+                f" model.convention.codes.{what}"
             )
 
 

@@ -197,8 +197,8 @@ def load(
     kind, words = attention_of(attention, dtype), tokenizer(base, revision)
     if find_adapter_config_file(base, revision=revision):  # transformers would put a base under it
         raise SheenError(
-            f"model.base={base} is an adapter; make a whole model of it first: sheen export {base} "
-            f"--as merged -o FOLDER, then model.base=FOLDER"
+            f"model.base={base} is an adapter; make a whole model of the run that it is from: "
+            f"sheen export RUN --as merged -o FOLDER, then model.base=FOLDER"
         )
     try:
         with quiet():  # it warns of what is an error here
@@ -220,14 +220,20 @@ def tokenizer(base: str | Path, revision: str | None = None) -> Any:
     """That of a folder or a Hub id. Raises SheenError where there is none."""
     from transformers import AutoTokenizer
 
+    name = str(base)
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise SheenError(f"model.base={base}: neither a folder nor a Hub id of the form USER/NAME")
     try:
-        return AutoTokenizer.from_pretrained(base, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:
+        with quiet():  # it takes every large vocabulary for one of Mistral's
+            return AutoTokenizer.from_pretrained(base, revision=revision)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise unreadable(base, error) from None
 
 
 def unreadable(base: str | Path, error: Exception) -> SheenError:
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, KeyError) or "Unrecognized configuration class" in reason:
+        reason = "it is no language model that transformers knows"
     return SheenError(f"model.base={base} cannot be loaded: {reason}")
 
 

@@ -61,6 +61,8 @@ class Options(Section):
             raise ValueError(f"family: {self.family} is unknown; known are {', '.join(FAMILIES)}")
         self.written  # noqa: B018  (a convention that is none is refused here)
         check_stage(self.stage, self.pretraining.sources)
+        if self.stage == "sft" and self.pretraining != Pretraining():
+            raise ValueError("pretraining is for `stage: pt`; `stage: sft` reads rows")
         if self.stage == "pt":
             for name, off in (("audio_only", False), ("pack", False), ("clone", 0.0)):
                 if getattr(self, name) != off:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sheen_cli import Audio, Reference, Request, SheenError, say, warn
+from sheen_cli import Audio, Reference, Request, SheenError, warn
 from sheen_lm.generate import Spoken, Wish, generate, wish
 from sheen_lm.layout import TERM, Prompt
 from sheen_lm.model import CodesLM
@@ -41,8 +41,6 @@ def speak(
     for a request that the model cannot follow.
     """
     model.eval()
-    if any(each.speaker for each in requests) and not model.ids.convention.speaker:
-        say("--speaker: prompts of this family name no speaker; it is not heeded")
     references = {id(each.reference): each.reference for each in requests if each.reference}
     heard = {key: hear(codec, reference) for key, reference in references.items()}
     befores = [heard.get(id(each.reference)) for each in requests]

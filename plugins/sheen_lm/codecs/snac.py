@@ -42,7 +42,10 @@ def load(source: Source, device: str, codebooks: int | None) -> tuple[Parts, str
     counts = per_frame(source.config["vq_strides"])
     layers = tuple(n + 1 for n, count in enumerate(counts) for _ in range(count))
     if codebooks not in (None, len(layers)):
-        raise SheenError(f"codec {source.name} has {len(layers)} codes a frame, not {codebooks}")
+        raise SheenError(
+            f"codec {source.name} has {len(layers)} codes a frame, not {codebooks}: set "
+            f"model.codebooks=null"
+        )
     weights = source.need(PICKLED, WEIGHTS)
     if weights.name == PICKLED:
         weights = converted(weights)

@@ -157,7 +157,7 @@ def downloaded(place: str, file: str, revision: str | None) -> Path | None:
         if try_to_load_from_cache(place, file, revision=revision) is _CACHED_NO_EXIST:
             return None  # the Hub is away, but has been asked for it before
         raise SheenError(
-            f"codec {place}: {file} is not on this machine and cannot be downloaded now: "
+            f"codec {place}: there is no such folder, and {file} cannot be downloaded now: "
             f"{one_line(error)}"
         ) from None
     except EntryNotFoundError:

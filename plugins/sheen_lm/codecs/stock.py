@@ -137,7 +137,9 @@ def chosen(source: Source, codebooks: int | None, there: int) -> int:
     if codebooks is None:
         return there
     if not 1 <= codebooks <= there:
-        raise SheenError(f"codec {source.name} has 1 to {there} codebooks, not {codebooks}")
+        raise SheenError(
+            f"codec {source.name} has 1 to {there} codebooks, not {codebooks}: set model.codebooks"
+        )
     return codebooks
 
 
