@@ -456,7 +456,7 @@ def test_codecs_of_the_hub(
         assert answer("me/snac", said["snac"][1]).split() == said["snac"]  # asks nobody
         assert answer("me/mimi", "", "offline").split() == said["mimi"]
         gone = answer("me/none", "", "offline")
-        assert "config.json is not on this machine and cannot be downloaded now" in gone
+        assert "there is no such folder, and config.json cannot be downloaded now" in gone
 
 
 # --- what cannot be opened ------------------------------------------------------------------------

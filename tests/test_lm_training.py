@@ -487,8 +487,11 @@ def test_a_folder_must_hold_the_model_and_nothing_else(
 
 
 def test_a_base_that_is_none(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(SheenError, match="cannot be loaded"):
+    with pytest.raises(SheenError, match="nowhere: neither a folder nor a Hub id"):
         model.load(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mimi"}))
+    with pytest.raises(SheenError, match="no language model that transformers knows"):
+        model.load(tmp_path)
     model.save_whole(opened(base), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 100}))
