@@ -512,6 +512,27 @@ def test_what_cannot_be_read_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["nothing", "prepared", "audio"])
+@pytest.mark.parametrize("file", ["metadata.csv", "a.WAV", "a.mp3"])
+def test_recordings_are_to_be_prepared_into_another_folder(
+    tmp_path: Path, name: str, file: str
+) -> None:
+    for folder in ("prepared", "audio"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "audio" / file).touch()
+    path = tmp_path / name
+    command = "`sheen prepare --recipe llama-codes-sft --dataset"
+    due = f"holds no prepared data; run {command} RECORDINGS --out {path}`"
+    if name == "audio":
+        due = (
+            f"holds recordings; prepare them into another folder first, with {command} {path} "
+            f"--out OTHER`, and name that one in `path`"
+        )
+    with pytest.raises(SheenError) as caught:
+        read(Source(name="t", kind="speech", path=str(path)))
+    assert str(caught.value) == f"source t: {path} {due}"
+
+
 def test_s2_4_text_without_speech_is_refused_in_sft(tmp_path: Path) -> None:
     rows = [{"id": "a", "audio_codes": [[1]], "text": "x"}, {"id": "b", "text": "y"}]
     corpora.refuse_text_only(rows[:1], "train.jsonl")

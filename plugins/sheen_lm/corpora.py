@@ -19,6 +19,7 @@ from sheen_lm.mixing import Blend
 from sheen_lm.shards import Item, Read
 
 ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 ENDS = 1 << 16  # bytes of a text file's beginning and end that its fingerprint takes in
 
 
@@ -127,7 +128,7 @@ def prepared(
 
     path, where = folder / "dataset.json", f"source {source.name}: {folder}"
     if not path.is_file():
-        raise SheenError(f"{where} holds no prepared data; run `sheen prepare --out {folder}`")
+        raise SheenError(f"{where} {unprepared(folder)}")
     try:
         facts = json.loads(path.read_text("utf-8"))
         splits = {name: about["sha256"] for name, about in facts["splits"].items()}
@@ -146,6 +147,19 @@ def prepared(
             f"this recipe's codec and number of codebooks"
         )
     return {"rows": splits, "codec": theirs}
+
+
+def unprepared(folder: Path) -> str:
+    """What a folder without prepared data lacks, and the command that makes it."""
+    command = "sheen prepare --recipe llama-codes-sft --dataset"
+    if folder.is_dir() and any(
+        path.name == "metadata.csv" or path.suffix.lower() in SOUNDS for path in folder.iterdir()
+    ):
+        return (
+            f"holds recordings; prepare them into another folder first, with `{command} {folder} "
+            f"--out OTHER`, and name that one in `path`"
+        )
+    return f"holds no prepared data; run `{command} RECORDINGS --out {folder}`"
 
 
 def books(sizes: Sequence[int]) -> str:
