@@ -402,6 +402,28 @@ def test_a_small_set_is_blended_in_with_a_share_of_its_own() -> None:
     assert shares["tiny"].count == 1
 
 
+def test_what_comes_often_is_named_once(
+    sources: list[Source], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = [mixing.times(passes) for passes in (0.01, 0.05, 1.0, 2.34, 4.04, 1234567.89)]
+    assert shown == [
+        "under 0.1 times", "0.1 times", "1 times", "2.3 times", "4 times", "1234567.9 times"
+    ]  # fmt: skip
+    facts = [
+        {"source": "a", "language": "ha", "passes": 4.04},
+        {"source": "a", "language": "", "passes": 12.25},
+    ]
+    assert mixing.repeated(facts) == ["a (no language) 12.2 times"]
+    prepared(sources, tmp_path / "some", tokens=10_000)
+    said = capsys.readouterr().err
+    assert "times" in said and "come more than" not in said
+    prepared(sources, tmp_path / "many", tokens=150_000)
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "come more than" in each]
+    again = r"talk \((ha|no)\) \d+(\.\d)? times, .*studio \((ha|no)\) \d+(\.\d)? times"
+    due = rf"warning: windows come more than 4 times: {again}; .* `model\.pretraining\.tokens`, .*"
+    assert re.fullmatch(due, line)
+
+
 def test_s2_24_languages_are_balanced_within_a_source() -> None:
     tokens = {"en": 8_000_000, "ha": 80_000}
     as_they_are = mixing.language_shares("s", tokens, 1.0, None)

@@ -15,6 +15,7 @@ import numpy as np
 from sheen_cli import SheenError
 
 ROUNDS = 6  # of the Feistel network; four mix, two more for the smallest halves
+OFTEN = 4  # times; what comes again more often than that teaches little that is new
 CLOSE = 0.01  # how far a realised share may be from the wanted one, of it, before it is said
 
 
@@ -204,6 +205,20 @@ def report(parts: Sequence[Part], tokens: Sequence[int]) -> list[dict[str, float
             "passes": round(part.count / part.stratum.windows, 4),
         }
         for part, mine in zip(parts, tokens, strict=True)
+    ]
+
+
+def times(passes: float) -> str:
+    """How often the windows of a part come, in words."""
+    return f"{passes:.1f}".removesuffix(".0") + " times" if passes >= 0.05 else "under 0.1 times"
+
+
+def repeated(facts: Sequence[Mapping[str, float | str | int]]) -> list[str]:
+    """The parts that come more often than they teach, in words."""
+    return [
+        f"{each['source']} ({each['language'] or 'no language'}) {times(float(each['passes']))}"
+        for each in facts
+        if round(float(each["passes"]), 1) > OFTEN
     ]
 
 

@@ -217,7 +217,12 @@ def filled(
         wanted, came = (100 * float(each[name]) for name in ("wanted", "realised"))
         say(
             f"{each['source']} ({each['language'] or 'no language'}): {came:.2f} % of the tokens "
-            f"(wanted {wanted:.2f} %), {each['passes']} times"
+            f"(wanted {wanted:.2f} %), {mixing.times(float(each['passes']))}"
+        )
+    if again := mixing.repeated(facts):
+        warn(
+            f"windows come more than {mixing.OFTEN} times: {', '.join(again)}; that teaches little "
+            f"that is new: set a smaller `model.pretraining.tokens`, or smaller weights or shares"
         )
     for words in mixing.distant(facts):
         warn(f"{words}: too few windows for shares within a hundredth")
