@@ -240,6 +240,26 @@ def test_windows_hold_one_language_and_one_side(tmp_path: Path) -> None:
     )
 
 
+def test_a_long_source_says_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(folder: Path, count: int) -> None:
+        many = [Item({"id": f"d{n}", "text": "x" * 99_999}) for n in range(count)]
+        shards.write(folder, lambda skip: many[skip:], text_document, made(shard=500_000))
+
+    write(tmp_path / "wiki", 11)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["wiki: 1 shard, 0.5 M tokens", "wiki: 2 shards, 1.0 M tokens"]
+    write(tmp_path / "wiki", 11)
+    assert capsys.readouterr().err == ""
+    # killed after its second shard
+    for name in ("manifest.json", "00002.safetensors"):
+        (tmp_path / "wiki" / name).unlink()
+    write(tmp_path / "wiki", 15)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["wiki: going on after 2 shards", "wiki: 3 shards, 1.5 M tokens"]
+
+
 def test_finished_shards_stay_as_they_are(tmp_path: Path) -> None:
     rows = rows_of(60)
     first = shards.write(tmp_path / "s", partial(items, rows), either, made())

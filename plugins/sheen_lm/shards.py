@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sheen_cli import Row, SheenError, Skip, remove, replacing
+from sheen_cli import Row, SheenError, Skip, remove, replacing, say
 from sheen_lm.packing import PACKINGS, Piece, Shape
 
 FORMAT = 1
@@ -123,6 +123,8 @@ def write(
     if (folder / MANIFEST).is_file():
         return manifest(folder, made)
     number, totals = so_far(folder, made)
+    if number:
+        say(f"{folder.name}: going on after {files(number)}")
     waiting: list[tuple[Item, Document]] = []
     tokens = 0
     for item in read(totals.read):
@@ -139,6 +141,7 @@ def write(
         if tokens >= made.shard:
             write_shard(folder, number, waiting, totals, made)
             waiting, number, tokens = [], number + 1, 0
+            say(f"{folder.name}: {files(number)}, {totals.tokens / 1e6:.1f} M tokens")
     if waiting:
         write_shard(folder, number, waiting, totals, made)
         number += 1
@@ -146,6 +149,10 @@ def write(
         why = refused(totals.rejected, totals.details) or "it is empty"
         raise SheenError(f"no usable document for {folder.name}: {why}")
     return finish(folder, number, totals, made)
+
+
+def files(number: int) -> str:
+    return f"{number} shard{'s' if number > 1 else ''}"
 
 
 def refused(rejected: Mapping[str, int], details: Mapping[str, str]) -> str:
