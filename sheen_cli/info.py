@@ -71,7 +71,7 @@ def describe_rows(path: Path) -> dict[str, Any]:
         "rows": len(table),
         "hours": None if seconds is None else round(float(seconds.sum(dtype=float)) / 3600, 4),
         "seconds": None if seconds is None else spread(seconds.tolist()),
-        "characters": spread(characters),
+        "characters": spread(characters) if any(characters) else None,
         "frames": spread(frames),
         "code_ranges": books,
         "unreadable_codes": odd or None,
@@ -102,11 +102,46 @@ def describe_data(path: Path) -> dict[str, Any]:
     manifest = rows.manifest(path)
     files = {name: describe_rows(path / f"{name}.jsonl") for name in manifest["splits"]}
     keys = ("backbone", "sample_rate", "frame_rate", "codebooks", "read", "rejected")
-    return {
+    corpus = manifest.get("corpus")  # the hashes that it is told by are left out
+    facts = {
         "dataset": manifest["made_from"]["data"]["dataset"],
-        "source": manifest["made_from"].get("source"),
+        "source": manifest["made_from"].get("source") if corpus is None else None,
         **{key: manifest[key] for key in keys},
         "splits": files,
+    }
+    if corpus is None:
+        return facts
+    for split in files.values():
+        split["hours"] = None  # windows come again; the sources say what there is
+    return {**facts, "corpus": describe_corpus(corpus)}
+
+
+def describe_corpus(corpus: dict[str, Any]) -> dict[str, Any]:
+    """What the sources gave and how they are mixed, as far as the corpus says it in our words."""
+    if not {"window", "sources", "mixture"} <= corpus.keys():
+        return {}
+    mixture: dict[str, dict[str, Any]] = {}
+    for part in corpus["mixture"]:
+        mixture.setdefault(part["source"], {})[part["language"] or "unknown"] = {
+            "wanted": round(part["wanted"], 4),
+            "realised": round(part["realised"], 4),
+            "passes": round(part["passes"], 1),
+        }
+    sources = {name: describe_source(about["totals"]) for name, about in corpus["sources"].items()}
+    return {"window": corpus["window"], "sources": sources, "mixture": mixture}
+
+
+def describe_source(totals: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "documents": totals["documents"],
+        "tokens": totals["tokens"],
+        "hours": round(totals["seconds"] / 3600, 4),
+        "windows": totals["windows"],
+        "full": round(100 * totals["fill"], 1),
+        "refused": {
+            reason: {"count": count, "first": totals["details"][reason]}
+            for reason, count in totals["rejected"].items()
+        },
     }
 
 

@@ -727,6 +727,47 @@ def test_windows_are_rows_of_the_host(
     )
 
 
+def test_info_of_a_corpus(sources: list[Source], tmp_path: Path) -> None:
+    manifest = prepared(sources, tmp_path / "data", tokens=150_000)
+    answer = sheen("info", tmp_path / "data", "--json").stdout
+    facts = json.loads(answer)
+    told = facts["corpus"]
+    assert told["window"] == 64 and list(told["sources"]) == ["talk", "wiki", "studio"]
+    for name, about in told["sources"].items():
+        totals = manifest["corpus"]["sources"][name]["totals"]
+        for key in ("documents", "tokens", "windows"):
+            assert about[key] == totals[key] > 0
+        assert 50 < about["full"] == round(100 * totals["fill"], 1) <= 100
+    keys = {"documents", "tokens", "hours", "windows", "full", "refused"}
+    assert {name for about in told["sources"].values() for name in about} == keys
+    # each recording once, however often its windows come
+    assert told["sources"]["talk"]["hours"] == round(sum(range(120)) / 10 / 3600, 4)
+    assert told["sources"]["talk"]["refused"] == {} and told["sources"]["wiki"]["hours"] == 0
+    (empty,) = told["sources"]["wiki"]["refused"].values()
+    assert empty["count"] == manifest["rejected"]["empty-text"]
+    assert re.fullmatch(r"\S+wiki\.jsonl:\d+", empty["first"])
+    assert {name: set(each) for name, each in told["mixture"].items()} == {
+        "talk": {"ha", "no"}, "wiki": {"unknown"}, "studio": {"ha", "no"}
+    }  # fmt: skip
+    wiki = told["mixture"]["wiki"]["unknown"]
+    assert wiki["wanted"] == 0.32 == pytest.approx(wiki["realised"], rel=0.01)
+    (due,) = [each for each in manifest["corpus"]["mixture"] if each["source"] == "wiki"]
+    assert wiki["passes"] == round(due["passes"], 1) > 1
+    for split in facts["splits"].values():
+        assert split["hours"] is None and split["characters"] is None and split["rows"]
+    shown = sheen("info", tmp_path / "data").stdout
+    assert re.search(r"\n        empty-text +count \d+, first \S+wiki\.jsonl:\d+\n", shown)
+    assert re.search(r"\n    wiki\n      unknown +wanted 0\.32, realised 0\.3\d+, passes ", shown)
+    assert "hours" not in shown.partition("corpus")[0] and "p0 0, p5 0" not in shown
+    for text in (answer, shown):
+        for odd in ("sha256", "codec-1", "talk train", "tokenizer"):
+            assert odd not in text
+    # somebody else's corpus says what it likes
+    path = tmp_path / "data" / "dataset.json"
+    path.write_text(json.dumps({**manifest, "corpus": {"sources": 3}}))
+    assert json.loads(sheen("info", tmp_path / "data", "--json").stdout)["corpus"] == {}
+
+
 def test_a_changed_shard_is_noticed_when_its_row_is_read(
     sources: list[Source], tmp_path: Path
 ) -> None:
