@@ -17,15 +17,13 @@ for each row.
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import peak, spawn
 
 TEXT, NEW, ROWS, LONGEST, IGNORE = 151_936, 12_290, 16, 1024, -100
 START, END, CODES = TEXT, TEXT + 1, TEXT + 2
@@ -60,20 +58,6 @@ def main() -> None:
             )
 
 
-def spawn(kind: str, folder: str) -> dict[str, Any]:
-    """Run a part of this script in a fresh process; the last line of its output, as JSON."""
-    out = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--child", kind, folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if out.returncode:
-        raise SystemExit(f"{kind}: {out.stderr[-3000:]}")
-    facts: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
-    return facts
-
-
 def child(given: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
     if kind not in ("build", "equal", "trainer"):
         from sheen_cli.cli import large_pages
@@ -91,12 +75,6 @@ def child(given: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
     cpu, loss = run(kind, folder, given.batch)
     tokens = sum(len(tokens) for tokens, _ in rows())
     return {"cpu": cpu, "loss": loss, "peak": peak(), "tokens": tokens}
-
-
-def peak() -> float:
-    """The most memory that this process has held, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def build(folder: Path, layers: int) -> dict[str, Any]:

@@ -13,16 +13,16 @@ ours is compared in float32 with one put together from the stock package's modul
 import argparse
 import json
 import math
-import os
 import random
 import runpy
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from processes import peak, spawn
 
 CLIPS, BATCH, ACCUMULATE, GROUPS, CODES = 16, 2, 4, 16, 2048
 KINDS = ("official", "full", "lora")
@@ -45,13 +45,13 @@ def main() -> None:
         print("skipped: give the path of a clone of github.com/QwenLM/Qwen3-TTS")
         return
     with tempfile.TemporaryDirectory() as folder:
-        spawn("build", Path(folder))
-        error = spawn("equal", Path(folder))["error"]
+        spawn("build", folder)
+        error = spawn("equal", folder)["error"]
         print(f"objective in float32 against one of the package's modules: {error:.1e} relative")
         print(f"{'run':<10}{'CPU s':>8}{'frames/CPU s':>14}{'peak GB':>9}{'speed':>8}{'memory':>8}")
         first = None
         for kind in given.runs.split(","):
-            found = spawn(kind, Path(folder))
+            found = spawn(kind, folder)
             first = first or found
             speed, memory = first["cpu"] / found["cpu"], found["peak"] / first["peak"]
             print(
@@ -59,20 +59,6 @@ def main() -> None:
                 f"{found['peak'] / 1e9:>9.2f}{speed:>7.2f}x{memory:>7.2f}x",
                 flush=True,
             )
-
-
-def spawn(kind: str, folder: Path) -> dict[str, Any]:
-    """Run a part of this script in a fresh process; the last line of its output, as JSON."""
-    out = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--child", kind, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if out.returncode:
-        raise SystemExit(f"{kind}: {out.stderr[-3000:]}")
-    facts: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
-    return facts
 
 
 def child(given: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
@@ -86,12 +72,6 @@ def child(given: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
     cpu = official(given.checkout, folder) if kind == "official" else ours(kind, folder, given.set)
     frames = sum(len(row["audio_codes"]) for row in rows)
     return {"cpu": cpu, "peak": peak(), "frames": frames}
-
-
-def peak() -> float:
-    """The most memory that this process has held, in bytes."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def build(folder: Path, hidden: int, layers: int) -> None:

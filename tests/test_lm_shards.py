@@ -37,6 +37,7 @@ from sheen_lm import (
     mixing,
     packing,
     pretraining,
+    shard_writer,
     shards,
     vocabulary,
 )
@@ -45,7 +46,7 @@ from sheen_lm.corpora import HeldOut, Source
 from sheen_lm.mixing import Blend, Stratum
 from sheen_lm.packing import IGNORE, Shape
 from sheen_lm.pretraining import Encoding, Pretraining, corpus
-from sheen_lm.shards import Document, Item, Made
+from sheen_lm.shard_writer import Document, Item, Made
 
 STRIDE, CODES, START, END, PAD = 3, 16, 256, 257, 258
 VOCABULARY = 260 + STRIDE * CODES
@@ -195,7 +196,7 @@ def test_a_token_that_equals_the_padding_is_still_a_target() -> None:
 @pytest.mark.parametrize("way", list(packing.PACKINGS))
 def test_s2_20_shards_load_back_to_identical_ids(tmp_path: Path, way: str) -> None:
     rows = rows_of(200)
-    facts = shards.write(tmp_path / "s", partial(items, rows), either, made(packing=way))
+    facts = shard_writer.write(tmp_path / "s", partial(items, rows), either, made(packing=way))
     assert len(facts["shards"]) > 5
     due = [either(item.row).ids for item in items(rows, 0) if isinstance(item, Item)]
     got = list(shards.documents(tmp_path / "s"))
@@ -217,7 +218,7 @@ def test_s2_20_shards_load_back_to_identical_ids(tmp_path: Path, way: str) -> No
 
 def test_windows_hold_one_language_and_one_side(tmp_path: Path) -> None:
     rows = rows_of(200)
-    shards.write(tmp_path / "s", partial(items, rows), either, made())
+    shard_writer.write(tmp_path / "s", partial(items, rows), either, made())
     sides = {}
     number = 0
     for item in items(rows, 0):
@@ -245,7 +246,7 @@ def test_a_long_source_says_how_far_it_is(
 ) -> None:
     def write(folder: Path, count: int) -> None:
         many = [Item({"id": f"d{n}", "text": "x" * 99_999}) for n in range(count)]
-        shards.write(folder, lambda skip: many[skip:], text_document, made(shard=500_000))
+        shard_writer.write(folder, lambda skip: many[skip:], text_document, made(shard=500_000))
 
     write(tmp_path / "wiki", 11)
     said = capsys.readouterr().err.splitlines()
@@ -262,13 +263,13 @@ def test_a_long_source_says_how_far_it_is(
 
 def test_finished_shards_stay_as_they_are(tmp_path: Path) -> None:
     rows = rows_of(60)
-    first = shards.write(tmp_path / "s", partial(items, rows), either, made())
+    first = shard_writer.write(tmp_path / "s", partial(items, rows), either, made())
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()}
 
     def unread(skip: int) -> Iterator[Item]:
         raise AssertionError("read again")
 
-    assert shards.write(tmp_path / "s", unread, either, made()) == first
+    assert shard_writer.write(tmp_path / "s", unread, either, made()) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()} == times
 
 
@@ -284,24 +285,24 @@ def test_finished_shards_stay_as_they_are(tmp_path: Path) -> None:
 def test_s2_21_shards_made_otherwise_are_refused_in_a_line(
     tmp_path: Path, changes: dict, shown: str, finished: bool
 ) -> None:
-    shards.write(tmp_path / "s", partial(items, rows_of(60)), either, made())
+    shard_writer.write(tmp_path / "s", partial(items, rows_of(60)), either, made())
     if not finished:
         (tmp_path / "s" / "manifest.json").unlink()
     before = contents(tmp_path)
     with pytest.raises(SheenError, match=rf"s holds shards made otherwise \({shown}") as caught:
-        shards.write(tmp_path / "s", partial(items, rows_of(60)), either, made(**changes))
+        shard_writer.write(tmp_path / "s", partial(items, rows_of(60)), either, made(**changes))
     assert "\n" not in str(caught.value) and contents(tmp_path) == before
 
 
 def test_a_training_refuses_shards_of_another_codec(tmp_path: Path) -> None:
-    facts = shards.write(tmp_path / "s", partial(items, rows_of(60)), either, made())
-    shards.require(tmp_path / "s", facts["made"], {"codec": "c", "tokenizer": "t"})
+    facts = shard_writer.write(tmp_path / "s", partial(items, rows_of(60)), either, made())
+    assert shards.manifest(tmp_path / "s", {"codec": "c", "tokenizer": "t"}) == facts
     with pytest.raises(SheenError, match="codec c -> other"):
-        shards.require(tmp_path / "s", facts["made"], {"codec": "other", "tokenizer": "t"})
+        shards.manifest(tmp_path / "s", {"codec": "other", "tokenizer": "t"})
 
 
 def test_damaged_and_missing_shards_are_named(tmp_path: Path) -> None:
-    shards.write(tmp_path / "s", partial(items, rows_of(100)), either, made())
+    shard_writer.write(tmp_path / "s", partial(items, rows_of(100)), either, made())
     path = tmp_path / "s" / "00001.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-8])
@@ -318,11 +319,11 @@ def test_damaged_and_missing_shards_are_named(tmp_path: Path) -> None:
 
 def test_a_damaged_shard_of_an_unfinished_writer_is_written_again(tmp_path: Path) -> None:
     rows = rows_of(100)
-    shards.write(tmp_path / "s", partial(items, rows), either, made())
+    shard_writer.write(tmp_path / "s", partial(items, rows), either, made())
     due = contents(tmp_path / "s")
     (tmp_path / "s" / "manifest.json").unlink()
     (tmp_path / "s" / "00001.safetensors").write_bytes(b"\x10")
-    shards.write(tmp_path / "s", partial(items, rows), either, made())
+    shard_writer.write(tmp_path / "s", partial(items, rows), either, made())
     assert contents(tmp_path / "s") == due
 
 
@@ -330,16 +331,16 @@ def test_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
     """They would be raw ids of something else, or crash the model."""
     row = {"id": "r1", "text": "x"}
     with pytest.raises(SheenError, match="r1 becomes the token 999, beyond the vocabulary of 308"):
-        shards.write(
+        shard_writer.write(
             tmp_path / "s", lambda skip: [Item(row)], lambda row: Document(np.array([999])), made()
         )
     odd = [Skip("empty-text", "a.txt:1"), Skip("bad-row", "\ud800\n" * 99), Skip("bad-row")]
     with pytest.raises(SheenError) as caught:
-        shards.write(tmp_path / "s", lambda skip: odd, either, made())
+        shard_writer.write(tmp_path / "s", lambda skip: odd, either, made())
     said = "no usable document for s: 1 empty-text (a.txt:1), 2 bad-row (\\ud800 \\ud800 "
     assert str(caught.value).startswith(said) and len(str(caught.value)) < len(said) + 160
     with pytest.raises(SheenError, match="no usable document for s: it is empty"):
-        shards.write(tmp_path / "s", lambda skip: [], either, made())
+        shard_writer.write(tmp_path / "s", lambda skip: [], either, made())
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
@@ -350,7 +351,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         tracemalloc.start()
         settings = made(window=256, shard=20_000)
-        facts = shards.write(tmp_path / f"{count}", partial(read, count), either, settings)
+        facts = shard_writer.write(tmp_path / f"{count}", partial(read, count), either, settings)
         assert len(facts["shards"]) > count / 80
         highest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -518,7 +519,9 @@ def test_s2_22a_filters_count_what_they_leave_out(tmp_path: Path) -> None:
     path = str(tmp_path / "a.jsonl")
     source = Source(name="t", kind="text", path=path, language="ha", filters=filters)
     assert texts(read(source)) == ["long enough", "text-length", "other-language"]
-    facts = shards.write(tmp_path / "s", corpora.opened(source, NOBODY, None)[0], either, made())
+    facts = shard_writer.write(
+        tmp_path / "s", corpora.opened(source, NOBODY, None)[0], either, made()
+    )
     assert facts["totals"]["rejected"] == {"text-length": 1, "other-language": 1}
     where = {"text-length": f"{path}:2: 2 characters", "other-language": f"{path}:3: 'en'"}
     assert facts["totals"]["details"] == where
@@ -807,7 +810,7 @@ def test_an_overwrite_that_ended_early_is_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(shards, "finish", ended)
+        patch.setattr(shard_writer, "finish", ended)
         prepare(recipe, backbone, tmp_path / "data", overwrite=True)
     assert not (tmp_path / "data" / "dataset.json").exists()
     assert prepare(recipe, backbone, tmp_path / "data") == whole
@@ -823,7 +826,7 @@ def test_an_overwrite_writes_what_is_made_otherwise_and_keeps_the_rest(
     weighted = [sources[0].model_copy(update={"weight": 1.0}), *sources[1:]]
     recipe, backbone = with_corpus(weighted, temperature=3)
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "write_shard", None)
+        patch.setattr(shard_writer, "write_shard", None)
         again = prepare(recipe, backbone, out, overwrite=True)
     assert contents(out / "corpus") == before
     assert again["splits"]["train"] != first["splits"]["train"]
@@ -854,7 +857,7 @@ def test_an_overwrite_mends_damaged_shards(sources: list[Source], tmp_path: Path
 
 
 def test_an_overwrite_replaces_a_manifest_that_says_nothing(tmp_path: Path) -> None:
-    write = partial(shards.write, tmp_path / "s", partial(items, rows_of(60)), either, made())
+    write = partial(shard_writer.write, tmp_path / "s", partial(items, rows_of(60)), either, made())
     due = write()
     for text in ("{", '{"format": 0}'):
         (tmp_path / "s" / "manifest.json").write_text(text)
@@ -1034,7 +1037,7 @@ MARKS = (".unfinished", ".lock")  # which a process leaves that was killed right
 def test_killed_at_any_write_and_started_again_shards_have_the_same_bytes(tmp_path: Path) -> None:
     rows = rows_of(100)
     settings = made(shard=1200)
-    write = partial(shards.write, read=partial(items, rows), encode=either, made=settings)
+    write = partial(shard_writer.write, read=partial(items, rows), encode=either, made=settings)
     assert resumes(lambda out: write(out), tmp_path, every=1) > 20
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sheen_cli import Row, SheenError
-from sheen_lm import adapters, batches, layout, loss, model, references, vocabulary
+from sheen_lm import adapters, batches, layout, loss, model, references, trained, vocabulary
 from sheen_lm.batches import collate, lay, prompt_of, prompts
 from sheen_lm.convention import Convention
 from sheen_lm.layout import IGNORE, Ids, Prompt, resolve
@@ -385,11 +385,11 @@ def test_training_changes_what_is_named_and_nothing_else(base: Path) -> None:
     everything = opened(base)
     assert stepped(everything) == set(everything.lm.state_dict())
     frozen = opened(base)
-    adapters.freeze(frozen, ["model.layers.*", "*norm*"])
+    trained.freeze(frozen.lm, ["model.layers.*", "*norm*"])
     tables = {"model.embed_tokens.weight", "lm_head.weight"}
     assert stepped(frozen) == tables
     with pytest.raises(SheenError, match=r"model.freeze: no parameter of the model is named 'z\*'"):
-        adapters.freeze(frozen, ["z*"])
+        trained.freeze(frozen.lm, ["z*"])
 
 
 @pytest.mark.parametrize("half", [False, True])

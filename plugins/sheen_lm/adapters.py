@@ -1,5 +1,5 @@
-"""What is trained: all that no pattern freezes, or adapters on the layers and the vectors of new
-tokens; in which precision, and how adapters are saved.
+"""Adapters on the layers and vectors of new tokens, how they are saved, and at which rates what is
+trained is trained.
 
 PEFT keeps new tokens' vectors in tables of their own (`trainable_token_indices`), one where input
 and output table are tied. We let it attach, name and save them, and do the arithmetic ourselves:
@@ -10,7 +10,6 @@ of that size.
 import json
 import re
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sheen_cli import Group, SheenError
+from sheen_lm import trained
 from sheen_lm.model import CodesLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -65,7 +65,7 @@ def attach(
     for module in model.lm.modules():
         if isinstance(module, LoraLayer):  # its cast of the input to float32 is undone by autocast
             module.cast_input_dtype_enabled = False
-    return masters(model)
+    return trained.masters(model.lm)
 
 
 def name_of(lm: nn.Module, wanted: nn.Module) -> str:
@@ -73,41 +73,17 @@ def name_of(lm: nn.Module, wanted: nn.Module) -> str:
     return next(names)
 
 
-def freeze(model: CodesLM, patterns: Sequence[str]) -> None:
-    """Freeze what a pattern names. Raises SheenError for one that names nothing."""
-    named: dict[str, nn.Parameter] = dict(model.lm.named_parameters())
-    for pattern in patterns:
-        found = [name for name in named if fnmatch(name, pattern)]
-        if not found:
-            raise SheenError(f"model.freeze: no parameter of the model is named '{pattern}'")
-        for name in found:
-            named[name].requires_grad_(False)
-
-
-def masters(model: CodesLM) -> list[str]:
-    """Put all that is trained into float32, since most of AdamW's steps round to nothing in
-    bfloat16; its names.
-    """
-    trained = [(name, p) for name, p in model.lm.named_parameters() if p.requires_grad]
-    for _, parameter in trained:
-        parameter.data = parameter.data.float()
-    return [name for name, _ in trained]
-
-
 def groups(model: CodesLM, rows_rate: float | None = None) -> list[Group]:
     """What is trained; tables and new tokens' vectors at a rate of their own, and no decay of them
     or of vectors.
     """
     tables = {id(model.input_table), id(model.output_table)}
-    sorted_in: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.lm.named_parameters():
-        if parameter.requires_grad:
-            table = id(parameter) in tables or "trainable_tokens_delta" in name
-            sorted_in.setdefault((table, table or parameter.ndim < 2), []).append(parameter)
-    return [
-        Group(found, rows_rate if table else None, 0.0 if still else None)
-        for (table, still), found in sorted_in.items()
-    ]
+
+    def settings(name: str, parameter: nn.Parameter) -> tuple[float | None, float | None]:
+        table = id(parameter) in tables or "trainable_tokens_delta" in name
+        return rows_rate if table else None, 0.0 if table or parameter.ndim < 2 else None
+
+    return trained.groups(model.lm, settings)
 
 
 # --- files ----------------------------------------------------------------------------------------

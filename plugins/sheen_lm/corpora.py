@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from sheen_cli import HubSet, Row, Section, SheenError, Skip
 from sheen_lm.mixing import Blend
-from sheen_lm.shards import Item, Read
+from sheen_lm.shard_writer import Item, Read
 
 ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")

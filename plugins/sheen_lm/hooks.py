@@ -275,7 +275,7 @@ def loss(model: Any, batch: Batch, trace: bool) -> Loss:
 def train(recipe: Recipe[Any], run: Run) -> None:
     import torch
 
-    from sheen_lm import adapters, codecs, pretraining, references
+    from sheen_lm import adapters, codecs, pretraining, references, trained
     from sheen_lm import model as models
 
     options = recipe.model
@@ -295,10 +295,10 @@ def train(recipe: Recipe[Any], run: Run) -> None:
     model.to(run.accelerator.device)
     model.codec_revision = noted.get("revision")
     if options.lora is None:
-        adapters.freeze(model, options.freeze)
+        trained.freeze(model.lm, options.freeze)
     elif run.resume is None:
         attach(options, model)
-    adapters.masters(model)
+    trained.masters(model.lm)
     if options.gradient_checkpointing:
         models.checkpoint(model)
     if options.attention == "auto":

@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from sheen_cli import Batch, Corpus, Filled, Row, Section, SheenError, Skip, remove, say, warn
-from sheen_lm import mixing, packing, shards
+from sheen_lm import mixing, packing, shard_writer, shards
 from sheen_lm.corpora import HeldOut, Source, opened
 from sheen_lm.layout import IGNORE
 from sheen_lm.mixing import Blend, Mixture, Stratum
-from sheen_lm.shards import Document, Encode, Made
+from sheen_lm.shard_writer import Document, Encode, Made
 
 if TYPE_CHECKING:
     from sheen_lm.layout import Ids
@@ -154,7 +154,7 @@ def corpus(
                 shard=options.shard,
             )
             encode = known.speech if source.kind == "speech" else known.text
-            manifests[source.name] = shards.write(
+            manifests[source.name] = shard_writer.write(
                 folder / source.name, read, encode, made, overwrite
             )
             say(line(source.name, manifests[source.name]["totals"]))
@@ -177,13 +177,12 @@ def check(data: Path, options: Pretraining, known: Encoding) -> None:
     """
     wanted = {key: getattr(known, key) for key in ("tokenizer", "codec", "convention")}
     for source in options.sources:
-        folder = data / FOLDER / source.name
-        shards.require(folder, shards.manifest(folder)["made"], wanted)
+        shards.manifest(data / FOLDER / source.name, wanted)
 
 
 def line(name: str, totals: dict[str, Any]) -> str:
     """What a source gave, in words."""
-    refused = shards.refused(totals["rejected"], totals["details"])
+    refused = shard_writer.refused(totals["rejected"], totals["details"])
     return (
         f"{name}: {totals['documents']} documents, {totals['tokens']} tokens, "
         f"{totals['seconds'] / 3600:.2f} h, {totals['windows']} windows, "

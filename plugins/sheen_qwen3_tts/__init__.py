@@ -243,6 +243,7 @@ def opened(recipe: Recipe[Options], checkpoint: Path | None, kind: Any) -> "Spee
 
 def adapted(speech: "Speech", recipe: Recipe[Options]) -> list[str]:
     """Attach the recipe's adapters; the names of all that is then trained."""
+    from sheen_lm import trained
     from sheen_qwen3_tts import adapters
 
     lora = recipe.model.lora
@@ -252,7 +253,7 @@ def adapted(speech: "Speech", recipe: Recipe[Options]) -> list[str]:
     if lora.projection:
         speech.talker.text_projection.requires_grad_(True)
     adapters.languages(speech)
-    return adapters.masters(speech)
+    return trained.masters(speech.talker)
 
 
 @hookimpl
@@ -285,6 +286,7 @@ def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool)
 
 @hookimpl
 def train(recipe: Recipe[Options], run: Run) -> None:
+    from sheen_lm import trained
     from sheen_qwen3_tts import adapters, base, codec, lighter, selftest
     from sheen_qwen3_tts import checkpoint as saved
 
@@ -297,7 +299,7 @@ def train(recipe: Recipe[Options], run: Run) -> None:
     speech.to(run.accelerator.device)  # before modules are chosen by where they are
     if options.lora is None:
         adapters.freeze(speech, options.freeze)
-        adapters.masters(speech)
+        trained.masters(speech.talker)
     if options.gradient_checkpointing:  # after the adapters: it marks the layers that are there
         speech.talker.model.gradient_checkpointing_enable({"use_reentrant": False})
     if options.attention == "auto":

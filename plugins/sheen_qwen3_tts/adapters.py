@@ -3,13 +3,13 @@ precision, and at which rate.
 """
 
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from torch import nn
 
-from sheen_cli import Group, Recipe, SheenError
+from sheen_cli import Group, Recipe
+from sheen_lm import trained
 from sheen_qwen3_tts.model import LANGUAGES, Speech
 
 ATTENTION = r"self_attn\.(?:q|k|v|o)_proj"
@@ -50,13 +50,7 @@ def freeze(model: Speech, patterns: Sequence[str]) -> None:
     """
     if model.speaker_encoder is not None:
         model.speaker_encoder.requires_grad_(False)
-    named: dict[str, nn.Parameter] = dict(model.talker.named_parameters())
-    for pattern in patterns:
-        found = [name for name in named if fnmatch(name, pattern)]
-        if not found:
-            raise SheenError(f"model.freeze: no parameter of the talker is named '{pattern}'")
-        for name in found:
-            named[name].requires_grad_(False)
+    trained.freeze(model.talker, patterns)
 
 
 def kept(recipe: Recipe[Any]) -> torch.dtype | None:
@@ -68,16 +62,6 @@ def kept(recipe: Recipe[Any]) -> torch.dtype | None:
     return torch.bfloat16 if recipe.model.lora else None
 
 
-def masters(model: Speech) -> list[str]:
-    """Put all that is trained into float32, since most of AdamW's steps round to nothing in
-    bfloat16; its names.
-    """
-    trained = [(name, p) for name, p in model.talker.named_parameters() if p.requires_grad]
-    for _, parameter in trained:
-        parameter.data = parameter.data.float()
-    return [name for name, _ in trained]
-
-
 def groups(
     model: Speech, projection_rate: float | None, subtalker_rate: float | None
 ) -> list[Group]:
@@ -85,13 +69,9 @@ def groups(
     and tables.
     """
     rates = {"text_projection.": projection_rate, "code_predictor.": subtalker_rate, "": None}
-    sorted_in: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.talker.named_parameters():
-        if parameter.requires_grad:
-            part = next(part for part in rates if name.startswith(part))
-            plain = parameter.ndim < 2 or "embedding" in name
-            sorted_in.setdefault((part, plain), []).append(parameter)
-    return [
-        Group(found, rates[part], weight_decay=0.0 if plain else None)
-        for (part, plain), found in sorted_in.items()
-    ]
+
+    def settings(name: str, parameter: nn.Parameter) -> tuple[float | None, float | None]:
+        part = next(part for part in rates if name.startswith(part))
+        return rates[part], 0.0 if parameter.ndim < 2 or "embedding" in name else None
+
+    return trained.groups(model.talker, settings)
