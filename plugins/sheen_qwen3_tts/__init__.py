@@ -178,13 +178,13 @@ def prepare(
             yield heard
         else:
             told.note(clip, heard)
-            file = heard.path if heard and heard.path else clip.path
+            file, words = found.named(clip)
             yield {
                 "audio_codes": codes.tolist(),
                 "voice": numbers[name],
                 "reference": places[heard.name] if heard else None,
                 "ref_audio": str(file) if file else None,
-                "ref_text": heard.text if heard else None,
+                "ref_text": words,
             }
     for text in told.lines():
         warn(text)

@@ -104,6 +104,19 @@ class Found:
         digest = hashlib.sha256(clip.id.encode()).digest()
         return others[digest[0] % len(others)] if others else None
 
+    def named(self, clip: Clip) -> tuple[Path | None, str | None]:
+        """The file and the words that a row names as its reference: the given one, else the same of
+        all of its speaker's rows. The official trainer puts the spectrograms of a batch's
+        references together without padding, so it wants one file for all.
+        """
+        given = self.given.get(clip.ref_audio) if clip.ref_audio else None
+        best = next(iter(self.chosen[voice_of(clip.speaker)]), None)
+        if isinstance(given, Heard):
+            return given.path, given.text
+        if best is None or best.path is None or clip.ref_audio:  # a row that names its own file
+            return clip.path, clip.text if clip.path else None
+        return best.path, best.text
+
 
 def voice_of(speaker: str | None) -> str:
     """The name of a row's voice; inference looks names up in lower case."""
@@ -115,7 +128,10 @@ def gather(clips: Iterable[Clip], encoder: nn.Module, spoken: Any) -> Found:
     speakers: dict[str, Speaker] = {}
     given: dict[Path, Heard | Skip] = {}
     served: dict[Path, set[str]] = {}
+    said: dict[Path, str] = {}  # where references are given: they are often clips of the set
     for clip in clips:
+        if clip.path is not None and clip.ref_audio is not None:
+            said[clip.path] = clip.text
         if clip.ref_audio is not None and clip.ref_audio != clip.path:
             served.setdefault(clip.ref_audio, set()).add(voice_of(clip.speaker))
             if clip.ref_audio not in given:
@@ -131,6 +147,9 @@ def gather(clips: Iterable[Clip], encoder: nn.Module, spoken: Any) -> Found:
             speaker.offer(clip, vector, spoken)
         elif clip.ref_audio and isinstance(ref := given.get(clip.ref_audio), Heard):
             speaker.hear(ref.vector)
+    for path, known in given.items():
+        if isinstance(known, Heard) and not known.text:
+            given[path] = replace(known, text=said.get(path))
     heard = {name: each for name, each in sorted(speakers.items()) if each.count}
     return Found(
         {name: each.total / each.count for name, each in heard.items()},
