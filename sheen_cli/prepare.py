@@ -213,7 +213,8 @@ def refuse_foreign(out: Path) -> None:
 def nothing_usable(clips: Clips) -> SheenError:
     reasons = tally(dict(Counter(row["reason"] for row in clips.rejected.values())))
     first = next(iter(clips.rejected.values()), {"name": None, "detail": ""})
-    shown = f"; the first: {first['name'] or ''} {first['detail']}" if reasons else ""
+    words = " ".join(filter(None, (first["name"], first["detail"])))
+    shown = f"; the first: {words}" if reasons else ""
     return SheenError(f"no usable row in {clips.source.where}: {reasons or 'it is empty'}{shown}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -297,14 +297,21 @@ def _explain(detail: Any, options: type[Section]) -> str:
     section: Any = Recipe
     for part in path[:-1]:
         section = options if section is Recipe and part == "model" else _inner(section, part)
-    near = did_you_mean(path[-1], section.model_fields) or _elsewhere(path[-1], options)
+    near = did_you_mean(path[-1], section.model_fields if section else ())
+    if len(path) <= 2:
+        near = near or _elsewhere(path[-1], options)
     return f"{'.'.join(path)}: unknown key{near}"
 
 
 def _inner(section: Any, key: str) -> Any:
-    """The section behind a key; the section itself where that is not one alone."""
+    """The section behind a key, or of a list's entries; None where there is none."""
+    if section is None or key.isdigit():
+        return section
     kind = section.model_fields[key].annotation if key in section.model_fields else None
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else section
+    for each in (kind, *get_args(kind)):
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            return each
+    return None
 
 
 def _elsewhere(key: str, options: type[Section]) -> str:

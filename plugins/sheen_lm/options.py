@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from sheen_cli import Section
 from sheen_lm.convention import Convention
@@ -59,7 +67,10 @@ class Options(Section):
     def _fits(self) -> "Options":
         if self.family not in FAMILIES:
             raise ValueError(f"family: {self.family} is unknown; known are {', '.join(FAMILIES)}")
-        self.written  # noqa: B018  (a convention that is none is refused here)
+        try:
+            self.written  # noqa: B018  (a convention that is none is refused here)
+        except ValidationError as error:
+            raise below("convention", error) from None
         check_stage(self.stage, self.pretraining.sources)
         if self.stage == "sft" and self.pretraining != Pretraining():
             raise ValueError("pretraining is for `stage: pt`; `stage: sft` reads rows")
@@ -85,3 +96,16 @@ class Options(Section):
                 value = {**known[name], **value}
             known[name] = value
         return Convention(**known)
+
+
+def below(key: str, error: ValidationError) -> ValidationError:
+    """The same errors, with their places below a key."""
+    found = [
+        InitErrorDetails(
+            type=PydanticCustomError(detail["type"], "{said}", {"said": detail["msg"]}),
+            loc=(key, *detail["loc"]),
+            input=detail["input"],
+        )
+        for detail in error.errors()
+    ]
+    return ValidationError.from_exception_data(key, found)
