@@ -177,7 +177,11 @@ def already(out: Path, made_from: dict[str, Any], overwrite: bool) -> dict[str, 
     if overwrite or not (out / rows.MANIFEST).is_file():
         return None
     finished = rows.manifest(out)
-    if changed := differences(finished["made_from"], made_from):
+    # the model's keys are there by their whole names
+    before, now = (
+        {**each, **each["model"], "model": {}} for each in (finished["made_from"], made_from)
+    )
+    if changed := differences(before, now):
         raise SheenError(
             f"{out} holds data made otherwise ({changed}); choose another folder, or replace it "
             f"with `sheen prepare --overwrite`"

@@ -281,6 +281,12 @@ def test_a_wrong_setting_is_one_line(setting: str, said: str) -> None:
     assert said in output and "Traceback" not in output
 
 
+def test_data_of_other_settings_name_the_key_as_it_is_set(home: Path, voice: Path) -> None:
+    again = ("prepare", "--recipe", "qwen-snac-lora", "--dataset", SPEECH, "--out", home / "data")
+    said = sheen(*again, *qwen(home), "model.longest=99", code=2).output
+    assert "data made otherwise (model.longest: 2048 -> 99)" in " ".join(said.split())
+
+
 def test_a_long_row_is_counted_with_all_of_its_prompt(home: Path, tmp_path: Path) -> None:
     codes = [[number, 2, 3, 4] for number in range(8)]
     line = {"id": "a", "text": "one", "audio_codes": codes}
