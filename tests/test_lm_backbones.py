@@ -287,6 +287,44 @@ def test_data_of_other_settings_name_the_key_as_it_is_set(home: Path, voice: Pat
     assert "data made otherwise (model.longest: 2048 -> 99)" in " ".join(said.split())
 
 
+def test_names_that_the_model_never_learnt_are_said(voice: Path, tmp_path: Path) -> None:
+    synth = ("synth", voice, "--text", "One.", "-o", tmp_path / "x.wav", "--max-seconds", "0.3",
+             "--retries", 0)  # fmt: skip
+    known = "allison_en, carlo_it"
+    said = " ".join(sheen(*synth).output.split())
+    assert f"all rows that the model learnt from name their speaker: ask for one of {known}" in said
+    said = " ".join(sheen(*synth, "--speaker", "Anna").output.split())
+    assert f"no row that the model learnt from names Anna; it knows {known}" in said
+    assert "learnt from" not in sheen(*synth, "--speaker", "carlo_it").output
+
+
+def test_a_model_speaks_with_the_codec_of_its_data_alone(
+    home: Path, voice: Path, tmp_path: Path
+) -> None:
+    other = miniature.snac(tmp_path / "other", seed=1, codebook_size=256)
+    said = sheen("synth", voice, "--text", "One.", "-o", tmp_path / "x.wav",
+                 f"model.codec={other}", code=2).output  # fmt: skip
+    assert "the model's data was made by another codec" in " ".join(said.split())
+
+
+def test_a_base_of_fewer_positions_than_a_row_is_refused(home: Path, tmp_path: Path) -> None:
+    prepare = ("prepare", "--recipe", "qwen-snac-lora", "--dataset", SPEECH, "--out", tmp_path)
+    said = sheen(*prepare, *qwen(home), "model.longest=5000", code=2).output
+    assert "model.longest=5000 tokens are more than the 4096 positions of model.base=" in said
+
+
+def test_rows_that_another_family_makes_too_long_stop_before_the_first_step(
+    home: Path, voice: Path, tmp_path: Path
+) -> None:
+    sequence = "a" * 2000 + "{text}{speech_start}{codes}{speech_end}"
+    more = json.dumps({"sequence": sequence, "codes": {"stride": 256, "sizes": [256] * 7}})
+    train = ("train", "--recipe", "qwen-snac-lora", "--data", home / "data", *RUN, *qwen(home),
+             f"model.convention={more}")  # fmt: skip
+    said = " ".join(sheen(*train, "--out", tmp_path / "a", code=2).output.split())
+    assert "rows, allison_" in said or "rows, carlo_" in said
+    assert "more than model.longest=2048 tokens as this recipe writes them" in said
+
+
 def test_a_long_row_is_counted_with_all_of_its_prompt(home: Path, tmp_path: Path) -> None:
     codes = [[number, 2, 3, 4] for number in range(8)]
     line = {"id": "a", "text": "one", "audio_codes": codes}

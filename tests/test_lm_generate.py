@@ -513,10 +513,27 @@ def test_a_model_speaks_no_further_than_its_positions(speak: Speak) -> None:
 def test_what_is_left_out_is_said(
     sheen: CodesLM, speak: Speak, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    voice.judge(Request("x"), Spoken(np.zeros((2, 7), np.int64), "end", 1.0, None, 3))
+    voice.judge(Request("x"), Spoken(np.zeros((2, 7), np.int64), "end", 1.0, None, 3, False))
     assert "3 tokens made no whole frame" in capsys.readouterr().err
     named, other = (
         speak(sheen, Request("x", greedy=True, speaker=name, max_seconds=0.5))[0]
         for name in ("Ann", None)
     )
     assert not np.array_equal(named.codes, other.codes) and not capsys.readouterr().err
+
+
+def test_s0_4_a_model_that_would_say_nothing_is_reported(
+    sheen: CodesLM, speak: Speak, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hasty = tiny("qwen")
+    wish = Wish(layout.head(Prompt("x"), hasty.ids), 5, 0, True)
+    with torch.no_grad():
+        state = hasty.states(torch.from_numpy(wish.prompt)[None])[0, -1]
+    sampling = Sampling(1.0, 0, 1.0, 0.0, 1.0)
+    for sign, mute in ((1, True), (-1, False)):  # the end is the likeliest of all, or the last
+        hasty.output_table.data[hasty.ids.stop] = sign * 100 * state
+        (said,) = generate(hasty, [wish], sampling)
+        assert said.mute == mute and len(said.codes)
+        speak(hasty, Request("x", greedy=True, max_seconds=0.5))
+        warned = "would have ended the speech before it began" in capsys.readouterr().err
+        assert warned == mute

@@ -2,8 +2,10 @@
 that its checkpoints have, and token streams that are none.
 """
 
+import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,12 +96,14 @@ def test_vyvo_has_other_ids_and_no_beginning() -> None:
 
 
 def test_maya_describes_the_voice_before_the_text() -> None:
-    tokens, _ = build(Prompt("Hi", instruct="low"), FRAME, ids("maya1"))
+    tokens, targets = build(Prompt("Hi", instruct="low"), FRAME, ids("maya1"))
     words = ids("maya1").tokenizer('<description="low"> Hi', add_special_tokens=False)["input_ids"]
     assert tokens[:2].tolist() == [128_259, 128_000]
     assert tokens[2:-13].tolist() == words
     assert tokens[-13:-9].tolist() == [128_009, 128_260, 128_261, 128_257]
     assert tokens[-9:].tolist() == [*orpheus_codes(128_266), 128_258, 128_262]
+    assert targets[-10:].tolist() == [*orpheus_codes(128_266), 128_258, X, X]
+    assert (targets[:-10] == X).all()
 
 
 def test_llasa_speaks_in_a_chat_and_scores_the_start_of_speech() -> None:
@@ -145,10 +149,41 @@ def test_inworld_sorts_its_tokens_as_strings() -> None:
 def test_books_are_written_frame_by_frame() -> None:
     codes = np.arange(16).reshape(2, 8)
     codes[1, 7] = 2047
-    tokens, _ = build(Prompt("Hi"), codes, ids("books"))
+    tokens, targets = build(Prompt("Hi"), codes, ids("books"))
     first = 151_671
     expected = [first + book * 2048 + code for frame in codes for book, code in enumerate(frame)]
     assert tokens.tolist() == [*HI, 151_669, *expected, 151_670]
+    assert targets.tolist() == [X, X, *expected, 151_670, X]
+
+
+def test_texts_are_normalized_the_same_way_in_training_and_speaking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spelling.py").write_text("def out(text):\n    return text.replace('2', 'two')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plain = build(Prompt("hi two"), FRAME, ids("sheen"))[0].tolist()
+    low = ids("sheen", normalizer="lower")
+    assert build(Prompt("HI Two"), FRAME, low)[0].tolist() == plain
+    assert head(Prompt("HI Two"), low).tolist() == plain[: len(plain) - 8]
+    spelt = ids("sheen", normalizer="spelling:out")
+    assert build(Prompt("hi 2"), FRAME, spelt)[0].tolist() == plain
+    with pytest.raises(ValidationError, match="neither none, lower nor module:function"):
+        Convention.model_validate({**family("sheen").model_dump(), "normalizer": "spelling:no"})
+
+
+@pytest.mark.parametrize(
+    ("name", "token"),
+    [
+        ("llasa", "<|start_header_id|>"),  # the base's own
+        ("llasa", "<|TEXT_GENERATION_START|>"),  # added, of no role
+        ("orpheus", "<custom_token_0>"),  # numbered below the codes
+        ("orpheus", "<|end_of_text|>"),
+        ("sheen", "<|im_start|>"),
+    ],
+)
+def test_text_with_a_token_that_means_something_else_is_refused(name: str, token: str) -> None:
+    with pytest.raises(SheenError, match=f"the text holds {re.escape(token)}, which is a token"):
+        build(Prompt(f"Hi {token} you"), random_codes(name, 2), ids(name))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -191,12 +226,7 @@ def test_a_reference_runs_into_the_target_and_its_codes_do_not_count(loss: str) 
     words = [72, 39, 220, *HI, 151_669]  # "iH Hi"
     assert tokens.tolist() == [*words, *before, *codes, 151_670]
     assert head(prompt, found).tolist() == [*words, *before]
-    lead = {
-        "all": words[1:],
-        "codes": [X] * 5,
-        "marker": [X, X, X, X, 151_669],
-    }[loss]
-    assert targets.tolist() == [*lead, *[X] * 7, *codes, 151_670, X]
+    assert targets.tolist() == [*[X] * 12, *codes, 151_670, X]  # nothing of what is gone on from
 
 
 def test_no_frames_are_an_end_alone() -> None:

@@ -6,8 +6,11 @@ different orders.
 """
 
 import re
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from string import Formatter
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
@@ -74,6 +77,7 @@ class Convention(Section):
     speaker: str = "{speaker}: "
     instruct: str = ""
     strip: bool = True  # white space around the text
+    normalizer: str = "none"  # of texts, in training and speaking; see `normalizer`
     # the first position whose loss counts: all of them, those after the part before the codes, or
     # that part's last token as well
     loss: Literal["all", "codes", "marker"] = "codes"
@@ -91,6 +95,7 @@ class Convention(Section):
         for name, template in (("speaker", self.speaker), ("instruct", self.instruct)):
             if unknown := fields(template) - {name}:
                 raise ValueError(f"{name}: {{{min(unknown)}}} stands for nothing; write {{{name}}}")
+        normalizer(self.normalizer)
         names = [name for name in parts(self.sequence) if name[0] == "{"]
         for name in names:
             if name[1:-1] not in PARTS:
@@ -104,6 +109,24 @@ class Convention(Section):
         if names.index("{text}") > at or names[at + 1 : at + 2] != ["{speech_end}"]:
             raise ValueError("sequence: {text} comes before {codes}, {speech_end} right after them")
         return self
+
+
+@cache
+def normalizer(name: str) -> Callable[[str], str]:
+    """ "none", "lower", or "module:function" of an installed package that takes a text and returns
+    it as the model is to read it. Raises ValueError where there is no such function.
+    """
+    known: dict[str, Callable[[str], str]] = {"none": str, "lower": str.lower}
+    if name in known:
+        return known[name]
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"normalizer: '{name}' is neither none, lower nor module:function: {error}"
+        ) from None
+    return cast(Callable[[str], str], found)
 
 
 def fields(template: str) -> set[str]:

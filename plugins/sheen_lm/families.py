@@ -63,7 +63,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     # Orpheus' ids; the voice is described in words. What its training scored is not public.
     "maya1": {
         "specials": {
-            "text_start": 128_000, "text_end": 128_009,
+            "text_start": "<|begin_of_text|>", "text_end": "<|eot_id|>",
             **{role: 128_256 + place for role, place in PLACES.items()},
         },
         "codes": {**TREE, "first": 128_266},

@@ -51,7 +51,8 @@ class Wish:
 class Spoken:
     """Codes (frames, codebooks), and whether the model ended the speech ("end") or the limit did
     ("length"); the nats that `loss` has for them and an end; the raw logits (targets, vocabulary)
-    behind that, if asked for; how many tokens made no whole frame.
+    behind that, if asked for; how many tokens made no whole frame; whether the model would rather
+    have said nothing at all.
     """
 
     codes: np.ndarray
@@ -59,6 +60,7 @@ class Spoken:
     nll: float
     logits: Tensor | None
     trimmed: int
+    mute: bool
 
 
 def wish(prompt: layout.Prompt, ids: Ids, limit: int, seed: int, greedy: bool) -> Wish:
@@ -82,6 +84,7 @@ class Told:
     said: Tensor | None = None
     rest: list[int] = field(default_factory=list)
     stop: str = "length"
+    mute: bool = False
 
 
 @torch.inference_mode()
@@ -95,6 +98,8 @@ def generate(
     states = batch.feed(batch.prompts)
     told = [Told(counted(mine, wish)) for mine, wish in zip(states, wishes, strict=True)]
     choices = [Choice.of(model, each, computed_in(states)) for each in layout.allowed(ids)]
+    for each, mute in zip(told, choices[0].ends(states[:, -1]), strict=True):
+        each.mute = mute
     step = 0
     while batch.alive:
         place, states = step % ids.places, states[:, -1]
@@ -186,6 +191,12 @@ class Choice:
         at_first = never | (found == model.ids.stop)
         return cls(found, rows.detach().to(kind), never, at_first, int(ids[0]), len(span))
 
+    def ends(self, states: Tensor) -> list[bool]:
+        """Of the states (alive, hidden), which would rather end the speech than go on."""
+        scores = linear(states, self.rows).float().masked_fill(self.never, float("-inf"))
+        found: list[bool] = (self.at_first & ~self.never)[scores.argmax(-1)].tolist()
+        return found
+
     def draw(
         self, states: Tensor, batch: Batch, dice: Dice, sampling: Sampling, first: bool
     ) -> Tensor:
@@ -240,5 +251,5 @@ def judged(
     for tokens, each, nll, scores in zip(said, told, nats, logits, strict=True):
         read = layout.read(tokens, model.ids)
         trimmed = read.partial + read.misplaced
-        spoken.append(Spoken(read.codes, each.stop, float(nll.sum()), scores, trimmed))
+        spoken.append(Spoken(read.codes, each.stop, float(nll.sum()), scores, trimmed, each.mute))
     return spoken

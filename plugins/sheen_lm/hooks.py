@@ -2,6 +2,7 @@
 they are given.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -92,10 +93,14 @@ def framed(cell: Any) -> Any:
 
 def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iterator[Row | Skip]:
     """Codes, a clip at a time; clips that are too long for a row are left out and counted."""
-    from sheen_lm import codecs, layout, references
+    from sheen_lm import codecs, layout, model, prepared, references
 
     options = recipe.model
     ids, pool, cut, described = ids_of(options), references.Pool(), 0, False
+    prepared.check_positions(
+        options.longest, "model.longest", model.config(options.base), options.base
+    )
+    speakers: Counter[str | None] = Counter()
     codes_are, longest = options.written.codes, options.longest
 
     @cache
@@ -123,8 +128,10 @@ def prepare(recipe: Recipe[Any], clips: Iterable[Clip], artifacts: Path) -> Iter
             cut += 1
         if clip.split in (None, "train"):
             references.offer(pool, clip.speaker, references.Heard(clip.id, clip.text, codes))
-        yield {"audio_codes": codes.tolist()}
+        speakers[clip.speaker] += 1
+        yield {"audio_codes": codes.tolist(), "tokens": min(length, longest)}
     references.save(pool, artifacts)
+    prepared.note(ids, speakers, artifacts)
     if options.written.instruct and not described:
         warn("no row has a column 'instruct', by which this family's voices are described")
     if cut:
@@ -138,7 +145,7 @@ def corpus(recipe: Recipe[Any]) -> Corpus:
 
     options = recipe.model
     heard = any(map(pretraining.encoded, options.pretraining.sources))
-    codec = codec_of(options) if heard else None
+    codec = codec_of(options, pretraining.revision(options.pretraining.sources)) if heard else None
     sha256 = None if codec is None else codec.sha256
 
     def encoding(artifacts: Path) -> pretraining.Encoding:
@@ -169,7 +176,8 @@ def known_ids(base: str, convention: str) -> "Ids":
 def codec_of(options: Options, revision: str | None = None) -> "Codec":
     from sheen_lm import codecs, layout
 
-    codec = codecs.load(options.codec, revision=revision, codebooks=options.codebooks)
+    commit = options.codec_revision or revision
+    codec = codecs.load(options.codec, revision=commit, codebooks=options.codebooks)
     layout.check_codec(options.written, codec.name, codec.sizes, codec.layers)
     return codec
 
@@ -199,8 +207,13 @@ def load(recipe: Recipe[Any], checkpoint: Path | None) -> "CodesLM":
     """To speak with: in bfloat16 on a GPU, in float32 elsewhere."""
     import torch
 
+    from sheen_lm import prepared
+
     kind = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model = opened(recipe, checkpoint, kind)
+    if checkpoint is not None:
+        model.artifacts = checkpoint / "artifacts"
+        model.learnt = prepared.voices(model.artifacts)
     for parameter in model.parameters():  # and no buffers: angles of positions stay exact
         parameter.data = parameter.data.to(kind)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -208,7 +221,7 @@ def load(recipe: Recipe[Any], checkpoint: Path | None) -> "CodesLM":
 
 def opened(recipe: Recipe[Any], checkpoint: Path | None, kind: Any) -> "CodesLM":
     """The base, extended, or a checkpoint; adapters are attached."""
-    from sheen_lm import adapters, codecs, layout, vocabulary
+    from sheen_lm import adapters, layout, vocabulary
     from sheen_lm.model import CodesLM
     from sheen_lm.model import load as load_lm
 
@@ -226,8 +239,6 @@ def opened(recipe: Recipe[Any], checkpoint: Path | None, kind: Any) -> "CodesLM"
     ids = layout.resolve(written, tokenizer)
     model = CodesLM(lm, ids, audible(ids) if options.audio_only else None)
     model.fresh = report.fresh
-    if checkpoint is not None:
-        model.codec_revision = codecs.revision(checkpoint / "artifacts")
     if checkpoint is not None and adapted:
         attach(options, model)
         adapters.load_adapter(model, checkpoint)
@@ -275,7 +286,7 @@ def loss(model: Any, batch: Batch, trace: bool) -> Loss:
 def train(recipe: Recipe[Any], run: Run) -> None:
     import torch
 
-    from sheen_lm import adapters, codecs, pretraining, references, trained
+    from sheen_lm import adapters, codecs, prepared, pretraining, references, trained
     from sheen_lm import model as models
 
     options = recipe.model
@@ -290,10 +301,12 @@ def train(recipe: Recipe[Any], run: Run) -> None:
     if options.stage == "pt":
         known = pretraining.encoding(ids_of(options), noted.get("sha256"))
         pretraining.check(data, options.pretraining, known)
+    elif options.too_long == "drop":
+        prepared.check_lengths(run.rows, ids_of(options), options.longest, run.artifacts)
     half = recipe.train.precision == "bf16" and options.lora is not None
     model = opened(recipe, run.resume, torch.bfloat16 if half else torch.float32)
     model.to(run.accelerator.device)
-    model.codec_revision = noted.get("revision")
+    model.artifacts = run.artifacts
     if options.lora is None:
         trained.freeze(model.lm, options.freeze)
     elif run.resume is None:
@@ -310,7 +323,10 @@ def train(recipe: Recipe[Any], run: Run) -> None:
 def synth(
     recipe: Recipe[Any], model: Any, requests: Iterable[Request], trace: bool
 ) -> Iterator[Audio]:
-    from sheen_lm import voice
+    from sheen_lm import codecs, voice
 
-    codec = codec_of(recipe.model, model.codec_revision)
+    noted = model.artifacts and codecs.read(model.artifacts)
+    codec = codec_of(recipe.model, noted["revision"] if noted else None)
+    if noted:  # other weights decode other sounds
+        codecs.check(codec, model.artifacts, "the model's data")
     yield from voice.speak(recipe.model, model, codec, list(requests), trace)

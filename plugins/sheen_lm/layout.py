@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sheen_cli import SheenError
-from sheen_lm.convention import Codes, Convention, parts
+from sheen_lm.convention import Codes, Convention, normalizer, parts
 
 IGNORE = -100
 TERM = "tokens"  # the one loss term
@@ -52,11 +52,22 @@ class Ids:
 
     @cached_property
     def controls(self) -> set[int]:
-        """The ids that text must not hold, since they mean something else: the convention's, and
-        the tokenizer's own but for the one of unknown words.
+        """The ids that text must not hold, since they mean something else: the convention's, those
+        that its pattern numbers below the codes among them, and the tokenizer's special ones but
+        for that of unknown words.
         """
-        own = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
-        return own.union(self.roles.values(), *self.code_at)
+        written, vocabulary = self.convention, self.tokenizer.get_vocab()
+        names, pattern = list(written.added), written.codes.token or ""
+        if "{number}" in pattern:
+            names += [pattern.format(codebook=0, layer=0, code=0, number=number)
+                      for number in range(written.codes.number)]  # fmt: skip
+        added = self.tokenizer.added_tokens_decoder.items()
+        own = {token for token, about in added if about.special} | set(
+            self.tokenizer.all_special_ids
+        )
+        own -= {self.tokenizer.unk_token_id}
+        named = (vocabulary[name] for name in names if name in vocabulary)
+        return own.union(named, self.roles.values(), *self.code_at)
 
 
 @dataclass(frozen=True)
@@ -140,9 +151,9 @@ def build(prompt: Prompt, codes: np.ndarray, ids: Ids) -> tuple[np.ndarray, np.n
     """A whole sequence: its tokens (n,), and the targets (n,), where target i is what token i
     predicts, IGNORE where nothing counts; nothing is shifted later.
 
-    The codes and the end token always count, a reference's codes never do, the rest as the
-    convention's `loss` has it; what follows the end counts with "all" alone. Raises SheenError for
-    codes that the convention has not.
+    The codes and the end token always count, the rest as the convention's `loss` has it: what
+    follows the end with "all" alone, and of what stands before the codes nothing where a reference
+    is gone on from. Raises SheenError for codes that the convention has not.
     """
     lead, heard, spoken = _lead(prompt, ids), _heard(prompt, ids), flatten(codes, ids)
     sequence = parts(ids.convention.sequence)
@@ -151,14 +162,12 @@ def build(prompt: Prompt, codes: np.ndarray, ids: Ids) -> tuple[np.ndarray, np.n
     targets = np.append(tokens[1:], IGNORE)
     start = len(lead) + len(heard) - 1  # what predicts the first code
     loss = ids.convention.loss
-    if loss == "all":
-        targets[len(lead) - 1 : start] = IGNORE
-    else:
-        end = start + len(spoken) + 1
-        targets[end:] = IGNORE
+    if loss != "all":
+        targets[start + len(spoken) + 1 :] = IGNORE
+    if prompt.reference is not None or loss == "codes":
         targets[:start] = IGNORE
-        if loss == "marker" and len(lead) > 1:
-            targets[len(lead) - 2] = lead[-1]
+    elif loss == "marker":
+        targets[: max(start - 1, 0)] = IGNORE
     return tokens, targets
 
 
@@ -276,10 +285,12 @@ def allowed(ids: Ids) -> list[np.ndarray]:
 def _lead(prompt: Prompt, ids: Ids) -> np.ndarray:
     """The ids before the first code of all."""
     convention = ids.convention
-    said = [prompt.text] if prompt.reference is None else [prompt.reference[0], prompt.text]
+    normalize = normalizer(convention.normalizer)
+    given = [prompt.text] if prompt.reference is None else [prompt.reference[0], prompt.text]
+    said = [normalize(text.strip() if convention.strip else text) for text in given]
     if not all(text.strip() for text in said):
         raise SheenError(f"the {'reference' if prompt.text.strip() else 'row'}'s text is empty")
-    text = " ".join(text.strip() if convention.strip else text for text in said)
+    text = " ".join(said)
     if prompt.speaker is not None:
         text = convention.speaker.format(speaker=prompt.speaker) + text
     if prompt.instruct is not None:

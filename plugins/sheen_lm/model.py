@@ -39,7 +39,8 @@ class CodesLM(nn.Module):
             raise SheenError("model.audio_only: this convention's loss counts more than audio, too")
         self.lm, self.ids, self.audio_only = lm, ids, audio_only
         self.adapter: list[Any] = []  # PEFT's view of `lm`, in a list: it is no module beside it
-        self.codec_revision: str | None = None  # the Hub's commit of the codec that it speaks
+        self.artifacts: Path | None = None  # of the data that it learns or learnt from
+        self.learnt: Any = None  # whose names that data holds, where it is to speak: see `prepared`
         self.fresh: tuple[int, ...] = ()  # ids of the tables' rows that the base never learnt
         self.own_rows(())
 
@@ -227,6 +228,16 @@ def tokenizer(base: str | Path, revision: str | None = None) -> Any:
         with quiet():  # it takes every large vocabulary for one of Mistral's
             return AutoTokenizer.from_pretrained(base, revision=revision)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise unreadable(base, error) from None
+
+
+def config(base: str | Path) -> Any:
+    """The configuration of a folder or a Hub id. Raises SheenError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base)
+    except (OSError, ValueError, KeyError) as error:
         raise unreadable(base, error) from None
 
 

@@ -31,6 +31,7 @@ class Lora(Section):
 class Options(Section):
     base: str  # a causal language model: a folder or a Hub id
     codec: str  # a folder or a Hub id
+    codec_revision: str | None = None  # the Hub's commit; None: the newest when data is prepared
     codebooks: PositiveInt | None = None  # of a codec that has more; None: all
     codebook_size: PositiveInt = 2048  # of each codebook, in the family "books"
     family: str  # the convention's name; see `convention`

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from sheen_cli import Batch, Corpus, Filled, Row, Section, SheenError, Skip, remove, say, warn
 from sheen_lm import mixing, packing, shard_writer, shards
+from sheen_lm.convention import normalizer
 from sheen_lm.corpora import HeldOut, Source, opened
 from sheen_lm.layout import IGNORE
 from sheen_lm.mixing import Blend, Mixture, Stratum
@@ -57,13 +58,13 @@ def encoding(ids: "Ids", codec: str | None) -> Encoding:
     """
     from sheen_lm import batches, layout
 
-    words, places = ids.tokenizer, ids.places
+    words, places, normalize = ids.tokenizer, ids.places, normalizer(ids.convention.normalizer)
     around = [
         [token] if token is not None else [] for token in (words.bos_token_id, words.eos_token_id)
     ]
 
     def text(row: Row) -> Document | Skip:
-        tokens = words(row["text"], add_special_tokens=False)["input_ids"]
+        tokens = words(normalize(row["text"]), add_special_tokens=False)["input_ids"]
         if ids.controls.intersection(tokens):
             return Skip("control-tokens", f"{row.get('id')}: text with tokens of the convention")
         return Document(np.array([*around[0], *tokens, *around[1]], np.int64))
@@ -169,6 +170,14 @@ def encoded(source: Source) -> bool:
 
     folder = Path(source.path).expanduser()
     return source.kind == "speech" and record.read(folder / "artifacts") is not None
+
+
+def revision(sources: Sequence[Source]) -> str | None:
+    """The Hub's commit of the codec that the first source was prepared with, if it was."""
+    from sheen_lm.codecs import record
+
+    folders = [Path(source.path).expanduser() for source in sources if encoded(source)]
+    return record.revision(folders[0] / "artifacts") if folders else None
 
 
 def check(data: Path, options: Pretraining, known: Encoding) -> None:

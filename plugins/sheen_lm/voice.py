@@ -51,10 +51,20 @@ def speak(
         options.temperature, options.top_k, options.top_p, options.min_p,
         options.repetition_penalty, options.repetition_window,
     )  # fmt: skip
+    for doubt in doubts(model, requests):
+        warn(doubt)
     spoken = generate(model, wishes, sampling, trace)
     for request, each in zip(requests, spoken, strict=True):
         judge(request, each)
     return [audio(codec, each, before) for each, before in zip(spoken, befores, strict=True)]
+
+
+def doubts(model: CodesLM, requests: Sequence[Request]) -> list[str]:
+    """Of speakers that are asked for, or not, what a model of these rows makes doubtful."""
+    if model.learnt is None or not model.ids.convention.speaker:
+        return []
+    said = [model.learnt.doubt(each.speaker) for each in requests if each.reference is None]
+    return list(dict.fromkeys(each for each in said if each))
 
 
 def hear(codec: "Codec", reference: Reference) -> Heard:
@@ -116,6 +126,11 @@ def judge(request: Request, spoken: Spoken) -> None:
         raise SheenError(
             f"{request.text!r}: the model's scores are no numbers: its weights are broken, or"
             " training has diverged; take an earlier checkpoint"
+        )
+    if spoken.mute:
+        warn(
+            f"{request.text!r}: the model would have ended the speech before it began; what is "
+            f"spoken instead may be no speech"
         )
     if spoken.trimmed:
         warn(f"{request.text!r}: {spoken.trimmed} tokens made no whole frame and are left out")
