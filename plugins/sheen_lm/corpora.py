@@ -58,7 +58,7 @@ class Source(Section):
 
     @property
     def blend(self) -> Blend:
-        return Blend(self.weight, self.share)
+        return Blend(self.weight, self.share, self.kind)
 
 
 class HeldOut(Section):
