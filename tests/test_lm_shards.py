@@ -638,6 +638,44 @@ def test_s2_22a_filters_count_what_they_leave_out(tmp_path: Path) -> None:
     assert facts["totals"]["details"] == where
 
 
+def test_texts_without_words_are_left_out(tmp_path: Path) -> None:
+    lines = ["?!", "\u2026 \u2014", "\U0001f600", "\u0301", "7", "\u0968", "\u4f60", "\u0e01", "b."]
+    (tmp_path / "a.txt").write_text("\n".join(lines), "utf-8")
+    source = Source(name="t", kind="text", path=str(tmp_path), documents="lines")
+    found = read(source)
+    assert texts(found) == ["no-words"] * 4 + lines[4:]
+    assert isinstance(found[0], Skip) and found[0].detail == f"{tmp_path / 'a.txt'}:1: '?!'"
+    everything = source.model_copy(update={"filters": corpora.Filters(punctuation=False)})
+    assert texts(read(everything)) == lines
+
+
+def test_rows_of_a_low_score_or_without_one_are_left_out(
+    sources: list[Source], tmp_path: Path
+) -> None:
+    scores = [3, "3.5", 2.9, "2", None, "good", [4], float("nan"), 10**400, True]
+    lines = [json.dumps({"text": f"row {n}", "mos": each}) for n, each in enumerate(scores)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"text": "row"}']))
+    filters = {"score": "mos", "min_score": 3}
+    source = Source(name="t", kind="text", path=str(tmp_path / "a.jsonl"), filters=filters)
+    found = read(source)
+    kept = ["row 0", "row 1", "low-score", "low-score"]
+    assert texts(found) == [*kept, *["no-score"] * 5, "low-score", "no-score"]
+    assert isinstance(found[2], Skip) and found[2].detail.endswith("a.jsonl:3: mos 2.9")
+    # speech: a column that `sheen prepare` kept
+    folder = tmp_path / "studio"
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_bytes().splitlines()]
+    rows = [{**row, "dnsmos": number / 2} for number, row in enumerate(rows)]
+    (folder / "train.jsonl").write_bytes(b"".join(map(encode, rows)))
+    best = sources[2].model_copy(update={"filters": corpora.Filters(score="dnsmos", min_score=2.5)})
+    found = list(corpora.opened(best, NOBODY, "codec-1")[0](0))
+    assert texts(found) == [
+        *["low-score"] * 5, *[row["text"] for row in rows[5:]], "no-score", "no-score"
+    ]  # fmt: skip
+    for half in ({"score": "mos"}, {"min_score": 3}):
+        with pytest.raises(ValueError, match="go together"):
+            corpora.Filters(**half)
+
+
 def test_held_out_texts_are_a_stable_share_and_equal_ones_go_together(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(f"line {n // 2}" for n in range(4000)))
     source = Source(name="t", kind="text", path=str(tmp_path), documents="lines")

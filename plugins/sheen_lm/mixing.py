@@ -129,9 +129,8 @@ def targets(
     there = [stratum for stratum in strata if stratum.windows]
     kept = by_source(spoken(there, languages))
     fixed = {name: blends[name].share for name in kept}
-    fewer = len(kept) < len(by_source(there))
     parts = blends
-    if fewer and None not in fixed.values():
+    if len(kept) < len(by_source(there)) and None not in fixed.values():
         parts = {name: Blend(weight=share) for name, share in fixed.items()}
     tokens = {name: sum(stratum.tokens for stratum in kept[name]) for name in kept}
     plain: dict[Stratum, float] = {}
