@@ -447,13 +447,124 @@ def test_what_comes_often_is_named_once(
 
 def test_s2_24_languages_are_balanced_within_a_source() -> None:
     tokens = {"en": 8_000_000, "ha": 80_000}
-    as_they_are = mixing.language_shares("s", tokens, 1.0, None)
+    as_they_are = mixing.language_shares(tokens, 1.0, None)
     assert as_they_are["ha"] == pytest.approx(1 / 101)
-    assert mixing.language_shares("s", tokens, 2.0, None)["ha"] == pytest.approx(1 / 11)
-    assert mixing.language_shares("s", tokens, 1e9, None)["ha"] == pytest.approx(0.5)
-    assert mixing.language_shares("s", tokens, 1.0, {"ha": 1, "en": 3})["ha"] == 0.25
-    with pytest.raises(SheenError, match="no language of source s has a weight: it has 'en', 'ha'"):
-        mixing.language_shares("s", tokens, 1.0, {"no": 1})
+    assert mixing.language_shares(tokens, 2.0, None)["ha"] == pytest.approx(1 / 11)
+    assert mixing.language_shares(tokens, 1e9, None)["ha"] == pytest.approx(0.5)
+    assert mixing.language_shares(tokens, 1.0, {"ha": 1, "en": 3})["ha"] == 0.25
+    strata = [Stratum("s", name, 100, count) for name, count in tokens.items()]
+    assert wanted(strata, {}, 2.0) == pytest.approx({"s en": 10 / 11, "s ha": 1 / 11})
+    assert wanted(strata, {}, 1.0, {"ha": 1, "no": 3}) == {"s ha": 1}
+
+
+def wanted(
+    strata: list[Stratum],
+    blends: dict[str, Blend],
+    temperature: float = 1.0,
+    languages: dict[str, float] | None = None,
+) -> dict[str, float]:
+    """The parts of a mixture, by source and language."""
+    blends = {each.source: Blend(kind="speech") for each in strata} | blends
+    parts = mixing.mixture(strata, blends, 10_000_000, temperature, languages).parts
+    assert sum(part.share for part in parts) == pytest.approx(1)
+    return {f"{part.stratum.source} {part.stratum.language}": part.share for part in parts}
+
+
+TALK, RADIO = Stratum("talk", "ha", 400, 100_000), Stratum("radio", "en", 9000, 1_600_000)
+MORE = Stratum("more", "ha", 100, 300_000)
+MIXED = [Stratum("both", "ha", 100, 200_000), Stratum("both", "en", 100, 600_000)]
+WIKI = Stratum("wiki", "ha", 900, 500_000)
+TEXT = {"wiki": Blend(kind="text")}
+
+
+def test_languages_are_balanced_across_the_sources_of_a_kind() -> None:
+    assert wanted([TALK, RADIO], {}, 2.0) == pytest.approx({"talk ha": 1 / 5, "radio en": 4 / 5})
+    # speech and text apart: each keeps its part of the tokens
+    speech = 1.7 / 2.2
+    assert wanted([TALK, RADIO, WIKI], TEXT, 2.0) == pytest.approx(
+        {"talk ha": speech / 5, "radio en": speech * 4 / 5, "wiki ha": 1 - speech}
+    )
+    # sources of one language keep their proportions, a small part of a source stays small
+    assert wanted([TALK, MORE, RADIO], {}, 2.0) == pytest.approx(
+        {"talk ha": 1 / 12, "more ha": 3 / 12, "radio en": 8 / 12}
+    )
+    assert wanted([*MIXED, TALK, RADIO], {}, 1.0, {"ha": 1, "en": 3}) == pytest.approx(
+        {"both ha": 1 / 6, "both en": 9 / 44, "talk ha": 1 / 12, "radio en": 24 / 44}
+    )
+    strata = [TALK, RADIO, MORE, *MIXED, WIKI]
+    tokens = sum(each.tokens for each in strata)
+    due = {f"{each.source} {each.language}": each.tokens / tokens for each in strata}
+    assert wanted(strata, TEXT) == pytest.approx(due)
+
+
+def test_weights_of_sources_count_inside_a_language() -> None:
+    blends = {
+        "talk": Blend(6, kind="speech"), "more": Blend(2, kind="speech"),
+        "radio": Blend(1, kind="speech"), "wiki": Blend(1, kind="text"),
+    }  # fmt: skip
+    strata = [TALK, MORE, RADIO, WIKI]
+    as_they_are = {"talk ha": 0.6, "more ha": 0.2, "radio en": 0.1, "wiki ha": 0.1}
+    assert wanted(strata, blends) == as_they_are
+    assert wanted(strata, blends, 2.0) == pytest.approx(
+        {
+            "talk ha": 0.9 / 3 * 3 / 4,
+            "more ha": 0.9 / 3 / 4,
+            "radio en": 0.9 * 2 / 3,
+            "wiki ha": 0.1,
+        }
+    )
+    assert wanted(strata, blends, 2.0, {"ha": 1, "en": 2}) == pytest.approx(
+        wanted(strata, blends, 2.0)
+    )
+    # where all speak one language nothing is to be balanced
+    assert wanted([TALK, MORE], {}, 3.0) == pytest.approx(wanted([TALK, MORE], {}))
+
+
+def test_a_source_with_a_share_keeps_it_and_is_balanced_inside() -> None:
+    blends = {"both": Blend(share=0.2, kind="speech")}
+    due = {"talk ha": 0.8 / 5, "radio en": 0.8 * 4 / 5}
+    root = 3**0.5
+    inside = {"both ha": 0.2 / (1 + root), "both en": 0.2 * root / (1 + root)}
+    assert wanted([TALK, RADIO, *MIXED], blends, 2.0) == pytest.approx(due | inside)
+    assert wanted([TALK, RADIO, *MIXED], blends, 2.0, {"ha": 1}) == pytest.approx(
+        {"talk ha": 0.8, "both ha": 0.2}
+    )
+
+
+def test_sources_in_other_languages_are_as_if_not_there() -> None:
+    blends = {"talk": Blend(3), "radio": Blend(9), "more": Blend(1)}
+    assert wanted([TALK, RADIO, MORE], blends, 1.0, {"ha": 1}) == {"talk ha": 0.75, "more ha": 0.25}
+    assert len(mixing.mixture([TALK, RADIO], blends, None, 1.0, {"ha": 1})) == TALK.windows
+    # only sources with a share are left
+    blends = {"talk": Blend(share=0.3), "more": Blend(share=0.1), "radio": Blend(share=0.6)}
+    due = pytest.approx({"talk ha": 0.75, "more ha": 0.25})
+    assert wanted([TALK, RADIO, MORE], blends, 1.0, {"ha": 1}) == due
+    assert wanted([TALK, RADIO, MORE], blends | {"radio": Blend()}, 1.0, {"ha": 1}) == due
+    blends = {"talk": Blend(share=0.3), "both": Blend(share=0.3), "no": Blend(share=0.4)}
+    strata = [TALK, *MIXED, Stratum("no", "no", 9, 90)]
+    assert wanted(strata, blends, 1.0, {"ha": 1, "en": 3}) == pytest.approx(
+        {"talk ha": 0.5, "both ha": 0.125, "both en": 0.375}
+    )
+    with pytest.raises(SheenError, match="sources has a weight: they have 'ha', 'en'"):
+        wanted([TALK, RADIO], {}, 1.0, {"no": 1})
+
+
+def test_a_source_that_is_left_out_is_named(
+    sources: list[Source], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = prepared(sources, tmp_path / "data", languages={"ha": 1}, tokens=10_000)["corpus"]
+    assert {(each["source"], each["language"]) for each in facts["mixture"]} == {
+        ("talk", "ha"), ("studio", "ha")
+    }  # fmt: skip
+    assert sum(each["realised"] for each in facts["mixture"]) == pytest.approx(1)
+    due = "wiki: left out, none of its languages has a weight: it has ''"
+    assert capsys.readouterr().err.splitlines().count(due) == 1
+
+
+def test_a_part_that_rounds_to_nothing_is_reported() -> None:
+    parts = mixing.mixture([TALK, RADIO], {"talk": Blend(1e-9), "radio": Blend(1)}, 10**9).parts
+    facts = mixing.report(parts, [250, 10**9])
+    assert facts[0]["wanted"] == 0 and mixing.distant(facts) == []
 
 
 @pytest.mark.parametrize(
@@ -525,6 +636,44 @@ def test_s2_22a_filters_count_what_they_leave_out(tmp_path: Path) -> None:
     assert facts["totals"]["rejected"] == {"text-length": 1, "other-language": 1}
     where = {"text-length": f"{path}:2: 2 characters", "other-language": f"{path}:3: 'en'"}
     assert facts["totals"]["details"] == where
+
+
+def test_texts_without_words_are_left_out(tmp_path: Path) -> None:
+    lines = ["?!", "\u2026 \u2014", "\U0001f600", "\u0301", "7", "\u0968", "\u4f60", "\u0e01", "b."]
+    (tmp_path / "a.txt").write_text("\n".join(lines), "utf-8")
+    source = Source(name="t", kind="text", path=str(tmp_path), documents="lines")
+    found = read(source)
+    assert texts(found) == ["no-words"] * 4 + lines[4:]
+    assert isinstance(found[0], Skip) and found[0].detail == f"{tmp_path / 'a.txt'}:1: '?!'"
+    everything = source.model_copy(update={"filters": corpora.Filters(punctuation=False)})
+    assert texts(read(everything)) == lines
+
+
+def test_rows_of_a_low_score_or_without_one_are_left_out(
+    sources: list[Source], tmp_path: Path
+) -> None:
+    scores = [3, "3.5", 2.9, "2", None, "good", [4], float("nan"), 10**400, True]
+    lines = [json.dumps({"text": f"row {n}", "mos": each}) for n, each in enumerate(scores)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"text": "row"}']))
+    filters = {"score": "mos", "min_score": 3}
+    source = Source(name="t", kind="text", path=str(tmp_path / "a.jsonl"), filters=filters)
+    found = read(source)
+    kept = ["row 0", "row 1", "low-score", "low-score"]
+    assert texts(found) == [*kept, *["no-score"] * 5, "low-score", "no-score"]
+    assert isinstance(found[2], Skip) and found[2].detail.endswith("a.jsonl:3: mos 2.9")
+    # speech: a column that `sheen prepare` kept
+    folder = tmp_path / "studio"
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_bytes().splitlines()]
+    rows = [{**row, "dnsmos": number / 2} for number, row in enumerate(rows)]
+    (folder / "train.jsonl").write_bytes(b"".join(map(encode, rows)))
+    best = sources[2].model_copy(update={"filters": corpora.Filters(score="dnsmos", min_score=2.5)})
+    found = list(corpora.opened(best, NOBODY, "codec-1")[0](0))
+    assert texts(found) == [
+        *["low-score"] * 5, *[row["text"] for row in rows[5:]], "no-score", "no-score"
+    ]  # fmt: skip
+    for half in ({"score": "mos"}, {"min_score": 3}):
+        with pytest.raises(ValueError, match="go together"):
+            corpora.Filters(**half)
 
 
 def test_held_out_texts_are_a_stable_share_and_equal_ones_go_together(tmp_path: Path) -> None:

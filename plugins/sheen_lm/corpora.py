@@ -4,6 +4,7 @@ Hub. Everything streams; text is made NFC and otherwise left as it is.
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,15 @@ class Filters(Section):
     max_characters: PositiveInt | None = None
     min_seconds: float = Field(0.0, ge=0)  # of speech
     max_seconds: PositiveFloat | None = None
+    punctuation: bool = True  # texts without a letter or digit of any script
+    score: str | None = None  # a column of numbers, as mos or dnsmos
+    min_score: float | None = None  # in that column; a row without a number is left out
+
+    @model_validator(mode="after")
+    def _both(self) -> "Filters":
+        if (self.score is None) != (self.min_score is None):
+            raise ValueError("score, a column, and min_score, the least in it, go together")
+        return self
 
 
 class Source(Section):
@@ -58,7 +68,7 @@ class Source(Section):
 
     @property
     def blend(self) -> Blend:
-        return Blend(self.weight, self.share)
+        return Blend(self.weight, self.share, self.kind)
 
 
 class HeldOut(Section):
@@ -106,15 +116,35 @@ def kept(item: Item | Skip, filters: Filters) -> Item | Skip:
     """The item, or why a filter leaves it out."""
     if isinstance(item, Skip):
         return item
-    size, longest = len(item.row["text"]), filters.max_characters
+    text, longest = item.row["text"], filters.max_characters
+    size = len(text)
     name = item.row.get("id")
     if filters.languages and item.language not in filters.languages:
         return Skip("other-language", f"{name}: '{item.language}'")
     if size < filters.min_characters or (longest is not None and size > longest):
         return Skip("text-length", f"{name}: {size} characters")
+    if filters.punctuation and not any(map(str.isalnum, text)):
+        return Skip("no-words", f"{name}: '{text}'")
     if item.seconds < filters.min_seconds or item.seconds > (filters.max_seconds or item.seconds):
         return Skip("duration", f"{name}: {item.seconds:.2f} s")
+    if filters.score is not None and filters.min_score is not None:
+        score = number(item.row.get(filters.score))
+        if score is None:
+            return Skip("no-score", f"{name}: no number in '{filters.score}'")
+        if score < filters.min_score:
+            return Skip("low-score", f"{name}: {filters.score} {score:g}")
     return item
+
+
+def number(value: object) -> float | None:
+    """The number that a cell holds or, as those of a .csv do, spells; None where there is none."""
+    if not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return None if math.isnan(found) else found
 
 
 # --- speech --------------------------------------------------------------------------------------
@@ -299,7 +329,8 @@ def text_item(
     except UnicodeEncodeError:
         return Skip("bad-text", f"{where}: a lone surrogate")
     language = row.get("language") or source.language or ""
-    return Item({"id": where, "text": text}, str(language), held_out=mine)
+    score = {name: row.get(name) for name in [source.filters.score] if name is not None}
+    return Item({**score, "id": where, "text": text}, str(language), held_out=mine)
 
 
 def parsed(line: str | bytes) -> Row | None:

@@ -32,11 +32,13 @@ class Stratum:
 @dataclass(frozen=True)
 class Blend:
     """What a source is mixed by: a fixed `share` of all tokens, or a `weight` among those sources
-    that divide what is left; neither: its tokens are its weight.
+    that divide what is left; neither: its tokens are its weight. Languages are balanced over those
+    of one `kind` that have no share.
     """
 
     weight: float | None = None
     share: float | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,22 +100,84 @@ def mixture(
     """A mixture of `tokens` tokens (None: as many as the strata), of every stratum at least a
     window. Raises SheenError for shares that cannot be.
     """
-    strata = [stratum for stratum in strata if stratum.windows]
-    mine: dict[str, list[Stratum]] = {}
-    for stratum in strata:
-        mine.setdefault(stratum.source, []).append(stratum)
-    total = tokens or sum(stratum.tokens for stratum in strata)
-    of_sources = source_shares({name: sum(s.tokens for s in mine[name]) for name in mine}, blends)
+    shares = targets(strata, blends, temperature, languages)
+    total = tokens or sum(stratum.tokens for stratum in shares)
     parts = []
-    for name, share in of_sources.items():
-        counts = {stratum.language: stratum.tokens for stratum in mine[name]}
-        each = language_shares(name, counts, temperature, languages)
-        for stratum in mine[name]:
-            wanted = share * each[stratum.language]
-            if wanted:
-                count = round(total * wanted * stratum.windows / stratum.tokens)
-                parts.append(Part(stratum, wanted, max(1, count)))
+    for stratum, share in shares.items():
+        count = round(total * share * stratum.windows / stratum.tokens)
+        parts.append(Part(stratum, share, max(1, count)))
     return Mixture(tuple(parts), seed)
+
+
+def targets(
+    strata: Sequence[Stratum],
+    blends: Mapping[str, Blend],
+    temperature: float,
+    languages: Mapping[str, float] | None,
+) -> dict[Stratum, float]:
+    """The share of all tokens that each stratum is to have; one that is left out has none.
+
+    1. Where `languages` are given, what is in another one is as if it were not there.
+    2. A source has its share, or its part of what the shares leave: by weights, else by tokens.
+       Where only sources with a share are there because others are left out, they divide all.
+    3. Its languages divide what it has by their tokens. That is all, at a temperature of 1 and
+       without `languages`.
+    4. Else languages are balanced within each source that has a share, and over all others of one
+       kind: what these have together goes to languages by `language_shares`. Inside a language
+       strata keep the proportions of 3.
+    """
+    there = [stratum for stratum in strata if stratum.windows]
+    kept = by_source(spoken(there, languages))
+    fixed = {name: blends[name].share for name in kept}
+    parts = blends
+    if len(kept) < len(by_source(there)) and None not in fixed.values():
+        parts = {name: Blend(weight=share) for name, share in fixed.items()}
+    tokens = {name: sum(stratum.tokens for stratum in kept[name]) for name in kept}
+    plain: dict[Stratum, float] = {}
+    groups: dict[tuple[str, str | None], list[Stratum]] = {}
+    for name, share in source_shares(tokens, parts).items():
+        alone = None if fixed[name] is None else name
+        groups.setdefault((blends[name].kind, alone), []).extend(kept[name])
+        own = language_shares({each.language: each.tokens for each in kept[name]}, 1.0, None)
+        plain |= {stratum: share * own[stratum.language] for stratum in kept[name]}
+    if temperature == 1 and not languages:
+        return plain
+    found = dict(plain)
+    for group in groups.values():
+        found |= balanced({stratum: plain[stratum] for stratum in group}, temperature, languages)
+    return found
+
+
+def by_source(strata: Sequence[Stratum]) -> dict[str, list[Stratum]]:
+    found: dict[str, list[Stratum]] = {}
+    for stratum in strata:
+        found.setdefault(stratum.source, []).append(stratum)
+    return found
+
+
+def spoken(strata: Sequence[Stratum], languages: Mapping[str, float] | None) -> list[Stratum]:
+    """Those in the given languages, or all. Raises SheenError where that leaves none."""
+    kept = [stratum for stratum in strata if not languages or stratum.language in languages]
+    if strata and not kept:
+        names = ", ".join(map(repr, dict.fromkeys(stratum.language for stratum in strata)))
+        raise SheenError(f"no language of the sources has a weight: they have {names}")
+    return kept
+
+
+def balanced(
+    shares: Mapping[Stratum, float], temperature: float, languages: Mapping[str, float] | None
+) -> dict[Stratum, float]:
+    """The sum of these shares, divided anew: among languages, and inside each as it was."""
+    tokens: dict[str, int] = {}
+    before: dict[str, float] = {}
+    for stratum, share in shares.items():
+        tokens[stratum.language] = tokens.get(stratum.language, 0) + stratum.tokens
+        before[stratum.language] = before.get(stratum.language, 0.0) + share
+    whole, after = sum(shares.values()), language_shares(tokens, temperature, languages)
+    return {
+        stratum: whole * after[stratum.language] * share / before[stratum.language]
+        for stratum, share in shares.items()
+    }
 
 
 def source_shares(tokens: Mapping[str, int], blends: Mapping[str, Blend]) -> dict[str, float]:
@@ -145,19 +209,13 @@ def source_shares(tokens: Mapping[str, int], blends: Mapping[str, Blend]) -> dic
 
 
 def language_shares(
-    source: str, tokens: Mapping[str, int], temperature: float, weights: Mapping[str, float] | None
+    tokens: Mapping[str, int], temperature: float, weights: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """The languages' shares within a source: as their tokens to the power 1 / temperature (1: as
-    they are; the higher, the more alike), or by weights, where those that are not named have none.
-    Raises SheenError where no language of the source has a weight.
+    """The languages' shares: as their tokens to the power 1 / temperature (1: as they are; the
+    higher, the more alike), or by the weights, which all of them have.
     """
     if weights:
-        raw = {language: weights.get(language, 0.0) for language in tokens}
-        if not any(raw.values()):
-            raise SheenError(
-                f"no language of source {source} has a weight: it has "
-                f"{', '.join(map(repr, tokens))}"
-            )
+        raw = {language: weights[language] for language in tokens}
     else:
         top = max(tokens.values())
         raw = {name: (count / top) ** (1 / temperature) for name, count in tokens.items()}
@@ -227,5 +285,5 @@ def distant(facts: Sequence[Mapping[str, float | str | int]]) -> list[str]:
     return [
         f"{each['source']} {each['language']}: {each['realised']:.4f} instead of {each['wanted']}"
         for each in facts
-        if abs(float(each["realised"]) / float(each["wanted"]) - 1) > CLOSE
+        if abs(float(each["realised"]) - float(each["wanted"])) > CLOSE * float(each["wanted"])
     ]

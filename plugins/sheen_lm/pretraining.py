@@ -33,8 +33,8 @@ class Pretraining(Section):
     window: PositiveInt = 2048  # tokens
     packing: Literal["documents", "concatenated"] = "documents"  # apart, or one after the other
     tokens: PositiveInt | None = None  # of the mixture; none: as many as the sources have
-    temperature: PositiveFloat = 1.0  # of a source's languages: 1 as they are, more: more alike
-    languages: dict[str, PositiveFloat] | None = None  # or their weights within a source
+    temperature: PositiveFloat = 1.0  # of languages: 1 as they are, more: more alike
+    languages: dict[str, PositiveFloat] | None = None  # or their weights; one without is left out
     shard: int = Field(1 << 24, ge=1)  # tokens of a file
 
 
@@ -220,6 +220,8 @@ def filled(
         next(windows for windows in training if windows.stratum == part.stratum)
         for part in mixed.parts
     ]
+    for words in dropped([windows.stratum for windows in training], mixed):
+        say(words)
     facts = mixing.report(mixed.parts, realised(mixed, by_part))
     for each in facts:
         wanted, came = (100 * float(each[name]) for name in ("wanted", "realised"))
@@ -264,6 +266,17 @@ def found(folder: Path, names: Sequence[str]) -> tuple[list[Windows], list[Windo
             stratum = Stratum(name, language, len(mine), int(mine.sum(dtype=np.int64)))
             (validation if held_out else training).append(Windows(stratum, places, mine))
     return training, validation
+
+
+def dropped(strata: Sequence[Stratum], mixed: Mixture) -> list[str]:
+    """The sources that have no part in the mixture, in words."""
+    there = {part.stratum.source for part in mixed.parts}
+    return [
+        f"{name}: left out, none of its languages has a weight: it has "
+        + ", ".join(repr(stratum.language) for stratum in mine)
+        for name, mine in mixing.by_source(strata).items()
+        if name not in there
+    ]
 
 
 def drawn(mixed: Mixture) -> Iterator[tuple[np.ndarray, np.ndarray]]:
