@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import tiny_codecs
 import torch
-from conftest import sheen
+from conftest import sheen, write_folder
 from safetensors.torch import load_file
 
 from sheen_cli import SheenError
@@ -150,6 +150,22 @@ def test_whole_checkpoints_are_whole(home: Path, voice: Path) -> None:
     written = load_file(out / "best" / "model.safetensors")
     for name, value in load_file(home / "copy" / "model.safetensors").items():
         assert torch.equal(value, written[name]), name
+
+
+@pytest.mark.parametrize("kind", ["dac", "encodec"])
+def test_other_codecs_from_preparation_to_speech(kind: str, home: Path, tmp_path: Path) -> None:
+    codec = tiny_codecs.write(kind, tmp_path / kind)
+    settings = (*llama(home), f"model.codec={codec}", "train.precision=fp32", "train.weights=fp32")
+    recipe = ("--recipe", "llama-codes-sft", *settings)
+    sound = write_folder(tmp_path / "set", ["one", "two"])
+    data = ("--dataset", sound, "--out", tmp_path / "data", "data.validation=0")
+    sheen("prepare", *data, *recipe)
+    sheen("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *recipe, *RUN,
+          "log.samples=0")  # fmt: skip
+    said = sheen("synth", tmp_path / "run", "--text", "two", "-o", tmp_path / "x.wav",
+                 "--max-seconds", 0.3, "--retries", 0).output  # fmt: skip
+    samples, rate = soundfile.read(tmp_path / "x.wav")
+    assert "frames" in said and rate == 24_000 and np.abs(samples).max() > 0
 
 
 # --- pretraining, then fine-tuning ----------------------------------------------------------------
