@@ -809,7 +809,10 @@ def sources(tmp_path: Path) -> list[Source]:
         for split, mine in parts.items():
             (folder / f"{split}.jsonl").write_bytes(b"".join(map(encode, mine)))
         splits = {split: {"sha256": f"{name} {split}"} for split in parts}
-        about = {"splits": splits, "codebooks": [CODES] * STRIDE}
+        data = {"seed": 7, "validation": 0.16, "split_by": "speaker", "max_hours": None}
+        about = {
+            "splits": splits, "codebooks": [CODES] * STRIDE, "made_from": {"data": data}
+        }  # fmt: skip
         (folder / "dataset.json").write_text(json.dumps(about))
         (folder / "artifacts").mkdir()
         facts = {"sha256": "codec-1", "sizes": [CODES] * STRIDE}
@@ -877,6 +880,28 @@ def test_windows_are_rows_of_the_host(
         shards.tokens_of(Rows(tmp_path / "moved" / "train.jsonl")[0])[0].tolist()
         == shards.tokens_of(Rows(tmp_path / "moved" / "train.jsonl")[0])[0].tolist()
     )
+
+
+def test_manifests_say_how_validation_was_split_off(sources: list[Source], tmp_path: Path) -> None:
+    prepared(sources, tmp_path / "data")
+    made = {
+        name: json.loads((tmp_path / "data" / "corpus" / name / "manifest.json").read_text())[
+            "made"
+        ]
+        for name in ("talk", "wiki")
+    }
+    due = {"seed": 7, "validation": 0.16, "split_by": "speaker"}
+    assert made["talk"]["origin"]["held_out"] == due
+    assert made["wiki"]["split"] == {"seed": 42, "share": 0.05}
+    # another split of the same recordings is another source
+    path = tmp_path / "talk" / "dataset.json"
+    path.write_text(path.read_text().replace("speaker", "text"))
+    problem = r"source\.talk\.held_out\.split_by: speaker -> text"
+    with pytest.raises(SheenError, match=problem):
+        prepared(sources, tmp_path / "data")
+    path.write_text(path.read_text().replace("split_by", "by"))
+    with pytest.raises(SheenError, match=r"dataset\.json is damaged"):
+        prepared(sources, tmp_path / "data")
 
 
 def test_info_of_a_corpus(sources: list[Source], tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ def number(value: object) -> float | None:
 def prepared(
     source: Source, folder: Path, codec: str | None, codebooks: Sequence[int] | None
 ) -> dict[str, Any]:
-    """The fingerprint of a folder that `sheen prepare` filled with speech of this codec."""
+    """The fingerprint of a folder that `sheen prepare` filled with speech of this codec, and how it
+    held out validation there.
+    """
     from sheen_lm.codecs import record  # brings in torch
 
     path, where = folder / "dataset.json", f"source {source.name}: {folder}"
@@ -163,6 +165,8 @@ def prepared(
         facts = json.loads(path.read_text("utf-8"))
         splits = {name: about["sha256"] for name, about in facts["splits"].items()}
         sizes = tuple(facts["codebooks"] or ())
+        data = facts["made_from"]["data"]
+        held_out = {name: data[name] for name in ("seed", "validation", "split_by")}
     except (ValueError, LookupError, TypeError, AttributeError):
         raise SheenError(f"{path} is damaged") from None
     theirs = (record.read(folder / "artifacts") or {}).get("sha256")  # none: the data brought codes
@@ -176,7 +180,7 @@ def prepared(
             f"{where} holds codes of {books(sizes)}, not of {books(codebooks)}; prepare it with "
             f"this recipe's codec and number of codebooks"
         )
-    return {"rows": splits, "codec": theirs}
+    return {"rows": splits, "codec": theirs, "held_out": held_out}
 
 
 def unprepared(folder: Path) -> str:
