@@ -19,6 +19,7 @@ from sheen_cli.babble import speech
 from sheen_cli.backbones import resolve
 from sheen_qwen3_tts import base, basecheck, basetrial, codec, miniature, model, stock
 from sheen_qwen3_tts.layout import IGNORE
+from sheen_qwen3_tts.preflight import crossed
 
 CHECK = ["plugins", "check", "qwen3-tts", "--base"]
 TEXT = "one two three"
@@ -114,6 +115,23 @@ def test_a_base_that_was_taught_ahead_of_itself_fails(
     assert found["aligned"]["ok"] is False
     figures = found["aligned"]["figures"]
     assert figures["next"] > figures["after_next"] and figures["own"] > figures["next_codebook"]
+
+
+def test_one_head_that_says_the_next_codebook_fails_as_before_a_training(
+    tiny: Path, clip: Path, tmp_path: Path
+) -> None:
+    found = trial(tiny, tmp_path / "trial", clip)
+    low, chance = 0.5, float(np.log(found.base.codes))
+    heads, ahead = [low] * 15, [chance] * 14
+    found.__dict__["scores"] = basetrial.Scores(1.0, 2.0, tuple(heads), tuple(ahead))
+    assert basecheck.aligned(found).ok is True
+    heads[4], ahead[4] = 2.0, 1.0
+    found.__dict__["scores"] = basetrial.Scores(1.0, 2.0, tuple(heads), tuple(ahead))
+    said = basecheck.aligned(found)
+    assert said.ok is False and "not heads 5" in said.text
+    assert crossed(heads, ahead, found.base.codes) == [(5, 2.0, 1.0)]
+    heads[4], ahead[4] = chance, chance - 0.1  # neither is known
+    assert crossed(heads, ahead, found.base.codes) == []
 
 
 def test_where_two_speeches_part(tiny: Path) -> None:

@@ -21,6 +21,7 @@ from sheen_cli import Audio, Clip, Measured, Recipe, Request, SheenError
 from sheen_qwen3_tts import checkpoint, codec, stock
 from sheen_qwen3_tts.basetrial import FRAMES, TEXT, Trial
 from sheen_qwen3_tts.codec import FRAME, RATE
+from sheen_qwen3_tts.preflight import crossed
 
 WORDS = "flight two nine one leaves from gate seven monday"  # of the clip that is built in
 SECONDS = 8.0  # that a clone may take for TEXT
@@ -101,15 +102,17 @@ def aligned(trial: Trial) -> Measured:
     """It predicts what is due, and not what comes after it."""
     found = trial.scores
     heads = list(zip(found.heads, found.heads_ahead, strict=False))
-    wrong = [number for number, (own, after) in enumerate(heads, 1) if own >= after]
+    unsure = [number for number, (own, after) in enumerate(heads, 1) if own >= after]
+    wrong = [head for head, *_ in crossed(found.heads, found.heads_ahead, trial.base.codes)]
     own, after = (sum(each) / len(heads) for each in zip(*heads, strict=True))
     text = (
         f"next frame {found.aligned:.2f}, the one after it {found.ahead:.2f}; own codebook "
-        f"{own:.2f}, the next one {after:.2f}, {len(heads) - len(wrong)} of {len(heads)} heads"
+        f"{own:.2f}, the next one {after:.2f}, {len(heads) - len(unsure)} of {len(heads)} heads"
     )
-    ok: bool | None = found.aligned < found.ahead and own < after
-    if ok and wrong:
-        ok, text = None, f"{text}: not heads {', '.join(map(str, wrong))}"
+    ok: bool | None = found.aligned < found.ahead and own < after and not wrong
+    if unsure:
+        ok = None if ok else False
+        text += f": not heads {', '.join(map(str, wrong or unsure))}"
     if not trial.trained:
         ok, text = None, f"{text}; says nothing of an untrained base"
     figures = {"next": found.aligned, "after_next": found.ahead, "own": own, "next_codebook": after}

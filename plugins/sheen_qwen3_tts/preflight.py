@@ -74,9 +74,7 @@ def check(model: Speech, rows: Sequence[Row], artifacts: Path, name: str) -> str
             f"model.base={name} predicts the frame after the next one (loss {found.ahead:.2f}) "
             f"better than the next one ({found.aligned:.2f}), {advice}"
         )
-    limit = math.log(model.base.codes) - CLEARLY
-    pairs = enumerate(zip(found.heads, found.heads_ahead, strict=True), 1)
-    if wrong := [(head, *pair) for head, pair in pairs if pair[1] < min(limit, pair[0])]:
+    if wrong := crossed(found.heads, found.heads_ahead, model.base.codes):
         head, own, following = wrong[0]
         raise SheenError(
             f"model.base={name}: head {head} of its sub-talker predicts codebook {head + 1} (loss "
@@ -84,3 +82,14 @@ def check(model: Speech, rows: Sequence[Row], artifacts: Path, name: str) -> str
             f"all, {advice}"
         )
     return None
+
+
+def crossed(
+    heads: Sequence[float], heads_ahead: Sequence[float], codes: int
+) -> list[tuple[int, float, float]]:
+    """The heads, from 1, that predict the next codebook better than their own and clearly better
+    than chance among so many codes, each with both losses.
+    """
+    limit = math.log(codes) - CLEARLY
+    pairs = enumerate(zip(heads, heads_ahead, strict=False), 1)
+    return [(head, own, ahead) for head, (own, ahead) in pairs if ahead < min(limit, own)]
