@@ -56,6 +56,7 @@ class Data(Section):
     split: str | None = None  # read this one alone; it is then split as others without splits are
     columns: dict[Column, str] = {}  # ours -> theirs, as {text: sentence}
     language: str | None = None  # for rows that name none
+    speaker: str | None = None  # for rows that name none
     max_samples: PositiveInt | None = None
     max_hours: PositiveFloat | None = None  # read no more clips once so much is good
     keep_audio: bool = False  # write each clip as WAV at the backbone's rate

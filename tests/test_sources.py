@@ -153,6 +153,10 @@ def test_flags_of_prepare(tmp_path: Path) -> None:
             "prepare", "--dataset", tmp_path / "set.csv", *DEMO, "--columns", given, code=2
         )
         assert message in output.output
+    rows = [{"audio": f"{n}.wav", "text": text} for n, text in enumerate(digit_sentences(2))]
+    dataset = jsonl(tmp_path / "set.jsonl", rows[0] | {"speaker": ""}, rows[1] | {"speaker": "bo"})
+    got = prepared(dataset, tmp_path / "named", "--speaker", "anna")
+    assert [row["speaker"] for row in got] == ["anna", "bo"]
     output = sheen("prepare", "--dataset", tmp_path / "set.csv", *DEMO, "data.config=a", code=2)
     assert "data.config is for data sets on the Hub" in output.output
 
@@ -334,8 +338,12 @@ def test_s4_9_a_plain_jsonl_is_prepared_beside_the_others(
     rows = [dict(zip(("audio", "text"), line.split("|"), strict=False)) for line in lines]
     mine = jsonl(tmp_path / "mine.jsonl", *(r | {"audio": str(folder / r["audio"])} for r in rows))
     command = ["train", "--recipe", "demo", *TINY, "--data"]
-    assert f"preparing {mine} in data/mine" in sheen(*command, mine, "--out", "one").output
-    assert "already prepared" in sheen(*command, mine, "--out", "two").output
+    anna = ["--speaker", "anna"]
+    assert f"preparing {mine} in data/mine" in sheen(*command, mine, *anna, "--out", "one").output
+    assert {row["speaker"] for row in Rows(tmp_path / "data/mine/train.jsonl")} == {"anna"}
+    assert "already prepared" in sheen(*command, mine, *anna, "--out", "two").output
+    output = sheen(*command, "data/mine", *anna, "--out", "no", code=2).output
+    assert 'data.speaker="anna": `sheen prepare` settles the data' in output
     # rows that sheen prepared are taken for what they are
     assert "prepar" not in sheen(*command, "data/mine/train.jsonl", "--out", "three").output
     output = sheen(*command, "data/mine/validation.jsonl", "--out", "four", code=2).output

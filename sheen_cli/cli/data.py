@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from sheen_cli import console
-from sheen_cli.cli.options import DEFAULT, Json, Overwrite, RecipeName, Settings, flagged, switch
+from sheen_cli.cli.options import (
+    DEFAULT,
+    Json,
+    Overwrite,
+    RecipeName,
+    Settings,
+    Speaker,
+    flagged,
+    switch,
+)
 from sheen_cli.errors import SheenError
 
 Dataset = Annotated[
@@ -34,6 +43,7 @@ def prepare(
     split: Split = None,
     columns: Columns = None,
     language: Language = None,
+    speaker: Speaker = None,
     max_samples: MaxSamples = None,
     max_hours: MaxHours = None,
     keep_audio: KeepAudio = None,
@@ -52,6 +62,7 @@ def prepare(
         "dataset": dataset,
         "split": split,
         "language": language,
+        "speaker": speaker,
         "max_samples": max_samples,
         "max_hours": max_hours,
         "keep_audio": keep_audio,

@@ -102,7 +102,7 @@ def read(row: Mapping[str, Any], where: str, table: Table) -> Entry:
         text=text,
         audio=audio,
         name=name or where.replace(":", "-").replace(" ", "-"),
-        speaker=word(values.get("speaker")),
+        speaker=word(values.get("speaker")) or table.data.speaker,
         language=word(values.get("language")) or table.data.language,
         split=split(word(values.get("split")), table.data.split),
         extra=extra,
