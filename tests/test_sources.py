@@ -254,6 +254,30 @@ def test_references_are_files_and_kept_as_such(tmp_path: Path) -> None:
     assert np.array_equal(soundfile.read(again["ref_audio"])[0], samples)
 
 
+def test_a_common_reference_is_that_of_rows_that_bring_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("a", "one two"), ("b", "three"), ("own", "four"), ("voice", "five six")):
+        wav(tmp_path / f"{name}.wav", text)
+    own = {"audio": "a.wav", "text": "one two", "ref_audio": "own.wav", "ref_text": "four"}
+    bare = {"audio": "b.wav", "text": "three", "ref_audio": ""}
+    dataset = jsonl(tmp_path / "set.jsonl", own, bare)
+    prepare = ["prepare", "--dataset", dataset, *DEMO]
+    rows = prepared(dataset, tmp_path / "out", "--ref", "voice.wav", "--ref-text", "five six")
+    assert [(row["ref_audio"], row["ref_text"]) for row in rows] == [
+        (str(tmp_path / "own.wav"), "four"), (str(tmp_path / "voice.wav"), "five six"),
+    ]  # fmt: skip
+    rows = prepared(dataset, tmp_path / "kept", "--ref", "voice.wav", "--keep-audio")
+    assert Path(rows[1]["ref_audio"]).parent == tmp_path / "kept" / "audio"
+    assert "ref_text" not in rows[1]
+    output = sheen(*prepare, "--ref", "none.wav", code=2).output
+    assert "error: --ref none.wav: no such file" in output and "Traceback" not in output
+    output = sheen(*prepare, "--ref-text", "five six", code=2).output
+    assert "ref_text belongs to a recording: give it with ref_audio (--ref)" in output
+    assert not (tmp_path / "data").exists()
+
+
 # --- kept recordings -----------------------------------------------------------------------------
 
 
