@@ -326,11 +326,14 @@ def test_s4_41_info_of_somebodys_jsonl(tmp_path: Path) -> None:
         tmp_path / "set.jsonl",
         {"audio": "a.wav", "text": "one", "speaker_id": "x", "age": 30, "lang": "ha"},
         {"audio": "b.wav", "text": "three", "speaker_id": "y", "age": None, "lang": "ha"},
+        {"audio": "c.wav", "text": "two", "gender": "female"},
     )
     facts = json.loads(sheen("info", path, "--json").stdout)
-    assert facts["rows"] == 2 and facts["hours"] is None and facts["seconds"] is None
-    assert facts["speaker"] == {"x": 1, "y": 1} and facts["age"] == {"30": 1, "unknown": 1}
-    assert facts["language"] == {"ha": 2} and facts["characters"]["p100"] == 5
+    assert facts["rows"] == 3 and facts["hours"] is None and facts["seconds"] is None
+    assert facts["speaker"] == {"x": 1, "y": 1, "unknown": 1}
+    assert facts["age"] == {"unknown": 2, "30": 1}
+    assert facts["gender"] == {"unknown": 2, "female": 1} and "phase" not in facts
+    assert facts["language"] == {"ha": 2, "unknown": 1} and facts["characters"]["p100"] == 5
 
 
 def test_s4_10_train_prepares_what_is_not_prepared(
