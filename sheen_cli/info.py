@@ -16,7 +16,7 @@ from sheen_cli.recipe import read
 from sheen_cli.rows import Rows
 from sheen_cli.sources.columns import ALIASES
 
-# counted where rows have them
+# counted where some row has them; a row without is unknown
 FIELDS = ("language", "speaker", "gender", "age", "age_range", "phase")
 SHOWN = 8  # values named of a counted field
 PERCENTILES = (0, 5, 50, 95, 100)
@@ -66,6 +66,9 @@ def describe_rows(path: Path) -> dict[str, Any]:
                 (min(a, c), max(b, d))
                 for (a, b), (c, d) in zip_longest(books, ends, fillvalue=(2**63, -1))
             ]
+    for counter in counts.values():
+        if counter and (lacking := len(table) - counter.total()):
+            counter["unknown"] += lacking
     seconds = table.seconds if table.seconds.any() else None  # files of others may not say them
     return {
         "rows": len(table),

@@ -56,6 +56,9 @@ class Data(Section):
     split: str | None = None  # read this one alone; it is then split as others without splits are
     columns: dict[Column, str] = {}  # ours -> theirs, as {text: sentence}
     language: str | None = None  # for rows that name none
+    speaker: str | None = None  # for rows that name none
+    ref_audio: str | None = None  # a recording of the voice, for rows that bring none
+    ref_text: str | None = None  # what is said there
     max_samples: PositiveInt | None = None
     max_hours: PositiveFloat | None = None  # read no more clips once so much is good
     keep_audio: bool = False  # write each clip as WAV at the backbone's rate
@@ -66,6 +69,12 @@ class Data(Section):
     )  # share of rows, where the source has no split of its own
     split_by: Literal["text", "speaker"] = "text"  # rows equal in this never stand on both sides
     seed: int = 42
+
+    @model_validator(mode="after")
+    def _words_of_something(self) -> "Data":
+        if self.ref_text is not None and self.ref_audio is None:
+            raise ValueError("ref_text belongs to a recording: give it with ref_audio (--ref)")
+        return self
 
 
 class Train(Section):

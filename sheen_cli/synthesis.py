@@ -84,6 +84,20 @@ def check(voice: Voice, given: Mapping[str, Any]) -> None:
         )
 
 
+SAMPLING = ("model.temperature", "model.top_k", "model.top_p")  # keys that shape a draw
+
+
+def check_greedy(greedy: bool | None, settings: Sequence[str]) -> None:
+    """Raise SheenError for `--greedy` beside settings of the sampling that it does without; those
+    of a recipe stay as they are.
+    """
+    drawn = [each for each in settings if each.partition("=")[0] in SAMPLING]
+    if greedy and drawn:
+        raise SheenError(
+            f"--greedy draws nothing, and {', '.join(drawn)} is for drawing: give one of them"
+        )
+
+
 def asked(
     voice: Voice,
     sentences: Sequence[str],

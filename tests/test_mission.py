@@ -98,9 +98,9 @@ def sheen(hub: FakeHub, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     with Warm(site, *MODULES, environment=environment) as warm:
 
-        def run(line: str, fresh: bool = False) -> str:
+        def run(line: str, fresh: bool = False, place: Path = folder) -> str:
             words = [sys.executable if fresh else warm.python, "-m", "sheen_cli", *line.split("|")]
-            out = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True)
+            out = subprocess.run(words, env=environment, cwd=place, capture_output=True, text=True)
             assert out.returncode == 0, out.stdout + out.stderr
             return out.stdout + out.stderr
 
@@ -116,6 +116,9 @@ def test_prepare_info_train_synth(sheen: Sheen, hub: FakeHub, folder: Path) -> N
     facts = json.loads(said.splitlines()[0])
     assert facts["language"].keys() == {"ha"} and facts["gender"].keys() == {"female", "male"}
 
+    shown = sheen("info|data/train.jsonl")
+    assert "language" in shown and "ha 1" in shown and "female" in shown
+
     said = sheen("train|--recipe|qwen3tts-lora|--wandb|--push-to-hub|me/hausa-voice")
     run = folder / "runs" / "qwen3tts-lora"
     assert (run / "best" / "adapter.safetensors").is_file()
@@ -129,10 +132,13 @@ def test_prepare_info_train_synth(sheen: Sheen, hub: FakeHub, folder: Path) -> N
     sound, rate = soundfile.read(SPEECH / "carlo_it-vm-nomore.flac")
     soundfile.write(folder / "ref.wav", sound, rate)
     (folder / "ref.txt").write_text(WORDS, "utf-8")
-    said = sheen("synth|--ref|ref.wav|--icl|--text|Sannu da zuwa.|--max-seconds|2")
-    sound, rate = soundfile.read(folder / "out.wav")
-    assert rate == 24_000 and len(sound) and np.isfinite(sound).all() and np.abs(sound).max() > 0
-    assert "out.wav: " in said and "real time" in said
+    for limit in ("", "|--max-seconds|2"):
+        said = sheen(f"synth|--ref|ref.wav|--icl|--text|Sannu da zuwa.{limit}")
+        sound, rate = soundfile.read(folder / "out.wav")
+        assert rate == 24_000 and len(sound)
+        assert np.isfinite(sound).all() and np.abs(sound).max() > 0
+        assert "out.wav: " in said and "real time" in said
+        (folder / "out.wav").unlink()
     # what was pushed speaks, too, for somebody who has nothing but its name
     speak = "synth|me/hausa-voice|--speaker|carlo_it|--text|Sannu.|--max-seconds|1|-o|pulled.wav"
     sheen(speak, fresh=True)
@@ -142,8 +148,12 @@ def test_prepare_info_train_synth(sheen: Sheen, hub: FakeHub, folder: Path) -> N
 def test_one_command_from_a_data_set_to_a_model_of_the_stock_package(
     sheen: Sheen, folder: Path
 ) -> None:
-    sheen(f"train|--recipe|qwen3tts-full|--dataset|{HAUSA}")
-    best = (folder / "runs" / "qwen3tts-full" / "best").resolve()
+    fresh = folder / "fresh"
+    fresh.mkdir()
+    said = sheen(f"train|--recipe|qwen3tts-full|--dataset|{HAUSA}", place=fresh)
+    assert f"preparing {HAUSA} in data" in said and "already prepared" not in said
+    assert json.loads((fresh / "data" / "dataset.json").read_text())["read"] == 14
+    best = (fresh / "runs" / "qwen3tts-full" / "best").resolve()
     theirs = stock.load().Qwen3TTSModel.from_pretrained(str(best))
     sound, rate = soundfile.read(SPEECH / "carlo_it-vm-nomore.flac")
     spoken, _ = theirs.generate_voice_clone(

@@ -14,7 +14,7 @@ from sheen_cli import SheenError
 from sheen_cli.babble import speech
 from sheen_cli.rows import Rows
 from sheen_cli.synthesis import Voice
-from sheen_qwen3_tts import base, batches, checkpoint, miniature, references, stock
+from sheen_qwen3_tts import base, batches, checkpoint, languages, miniature, references, stock
 
 TEXTS = ("daya biyu", "uku hudu", "biyar", "shida bakwai", "takwas tara", "goma")
 NEW = "model.new_languages={hausa: english}"
@@ -55,6 +55,25 @@ def test_a_new_language_takes_a_free_row_and_is_known_by_name_and_code(home: Pat
     assert again.added == {} and again.languages == more.languages
     with pytest.raises(SheenError, match=r"from 'klingon', which the base lacks; it has chinese"):
         base.read(home / "base", (("hausa", "klingon"),))
+
+
+def test_a_language_is_known_by_whatever_code_a_data_set_has() -> None:
+    names = {
+        "norwegian": "no nor nb nb-NO nb_NO nob nn nno", "javanese": "jv jw jav jv-ID",
+        "chinese": "zh zho cmn zh-Hant-TW chi", "cantonese": "yue", "igbo": "ig ibo",
+        "hausa": "ha hau Hausa", "english": "en eng en_US", "german": "de deu ger",
+        "french": "fr fra", "spanish": "spa", "italian": "ita", "portuguese": "por pt-BR",
+        "russian": "rus", "japanese": "jpn", "korean": "kor", "yoruba": "yo yor",
+        "swahili": "sw swa swh", "amharic": "amh", "hindi": "hin", "persian": "fa fas pes",
+        "beijing_dialect": "beijing_dialect", "klingon": "Klingon", "auto": "auto", "": " ",
+    }  # fmt: skip
+    for name, codes in names.items():
+        assert {languages.spelt_out(code) for code in codes.split(" ")} == {name}
+    # every code that stands for another leads to a name
+    assert all(languages.spelt_out(code) != code for code in languages.SAME if code != "lao")
+    known = {languages.spelt_out(code) for code in languages.SAME}
+    assert len(known) == len(set(languages.SAME.values()))
+    assert not set(languages.SAME) & set(languages.LACKING)
 
 
 def test_rows_are_laid_out_with_the_tag(home: Path) -> None:

@@ -4,6 +4,7 @@ out.
 
 import json
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from sheen_cli import Clip, Reference, Request, Skip
 from sheen_cli.babble import speech
 from sheen_cli.backbones import load
 from sheen_cli.rows import Rows
-from sheen_qwen3_tts import Conditioning, Options, base, batches, codec, miniature, references
+from sheen_qwen3_tts import (
+    Conditioning,
+    Options,
+    base,
+    batches,
+    codec,
+    miniature,
+    references,
+    stock,
+)
 from sheen_qwen3_tts import model as models
 from sheen_qwen3_tts.layout import IGNORE, VECTOR, parse, prefix
 from sheen_qwen3_tts.voice import hear, wish
@@ -257,6 +267,10 @@ def test_data_of_another_codec_is_refused(folder: Path, clips: list[Clip], tmp_p
 
     prepared(folder, clips[:2], tmp_path / "artifacts")
     codec.check(folder, tmp_path / "artifacts", "data")
+    facts = json.loads((tmp_path / "artifacts" / codec.FACTS).read_text("utf-8"))
+    (package,) = set(facts) & set(stock.SHARERS)
+    for name in (package, "transformers"):
+        assert facts[name] == version(name)
     other = miniature.build(tmp_path / "other", seed=1)
     with pytest.raises(SheenError, match="data was made by another codec"):
         codec.check(other, tmp_path / "artifacts", "data")

@@ -77,6 +77,7 @@ def test_a_base_clones_without_training(home: Path) -> None:
             "x-vector": ["--x-vector"], "icl": ["--icl"],
             "named": ["--x-vector", "--language", "EN"],
             "other": ["--x-vector", "--language", "German"], "greedy": ["--x-vector", "--greedy"],
+            "drawn": ["--x-vector", "model.temperature=0.5", "--no-greedy"],
         }.items()
     }  # fmt: skip
     assert len({json.dumps(each["nll"]) for each in facts.values()}) == len(facts)
@@ -93,6 +94,10 @@ def test_what_a_base_cannot_do_is_one_line(home: Path) -> None:
         home, "base", *ref, "--language", "ha", code=2
     )
     assert "give one of them" in said(home, "base", *ref, "--icl", code=2)
+    for drawn in ("model.temperature=0.5", "model.top_k=3", "model.top_p=0.9"):
+        text = said(home, "base", *ref, drawn, "--greedy", code=2)
+        wanted = f"error: --greedy draws nothing, and {drawn} is for drawing: give one of them\n"
+        assert text == wanted
     soundfile.write(home / "tick.wav", speech("one", 24_000)[:2400], 24_000)
     text = said(home, "base", "--ref", home / "tick.wav", code=2)
     assert text == f"error: --ref {home}/tick.wav: too-short: 0.10 s, at least 0.5 s is needed\n"

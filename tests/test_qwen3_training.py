@@ -27,6 +27,7 @@ from sheen_cli.backbones import resolve
 from sheen_cli.batching import Micro
 from sheen_cli.optimization import adamw
 from sheen_cli.rows import Rows
+from sheen_lm import attention
 from sheen_qwen3_tts import (
     adapted,
     adapters,
@@ -404,7 +405,7 @@ def test_auto_says_which_attention_it_took_and_flash_attention_is_not_replaced_s
              f"model.base={home / 'base'}", "train.precision=fp32",
              "model.selftest=false"]  # fmt: skip
     said = sheen(*train, "--out", tmp_path / "a").output
-    assert said.count("attention: sdpa\n") == 1
+    assert said.count("attention: sdpa (no GPU)\n") == 1
     said = sheen(
         *train, "--out", tmp_path / "b", "model.attention=flash_attention_2", code=2
     ).output
@@ -418,6 +419,9 @@ def test_only_a_missing_flash_attention_is_passed_over(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.syspath_prepend(tmp_path)
     assert model.attention_of("auto", torch.bfloat16) == "sdpa"
+    told = attention.taken("sdpa", torch.bfloat16)
+    assert told == "sdpa (flash_attn is not installed)"
+    assert "has no float32)" in attention.taken("sdpa", torch.float32)
     with pytest.raises(SheenError, match=r"flash_attn cannot be imported \(No module"):
         model.attention_of("flash_attention_2", torch.bfloat16)
     with pytest.raises(SheenError, match="does not compute in float32"):
@@ -427,6 +431,7 @@ def test_only_a_missing_flash_attention_is_passed_over(
         model.attention_of("auto", torch.bfloat16)
     (tmp_path / "flash_attn.py").write_text("")
     assert model.attention_of("auto", torch.bfloat16) == "flash_attention_2"
+    assert attention.taken("flash_attention_2", torch.bfloat16) == "flash_attention_2"
     del sys.modules["flash_attn"]  # monkeypatch would put it back at the end
 
 

@@ -153,6 +153,10 @@ def test_flags_of_prepare(tmp_path: Path) -> None:
             "prepare", "--dataset", tmp_path / "set.csv", *DEMO, "--columns", given, code=2
         )
         assert message in output.output
+    rows = [{"audio": f"{n}.wav", "text": text} for n, text in enumerate(digit_sentences(2))]
+    dataset = jsonl(tmp_path / "set.jsonl", rows[0] | {"speaker": ""}, rows[1] | {"speaker": "bo"})
+    got = prepared(dataset, tmp_path / "named", "--speaker", "anna")
+    assert [row["speaker"] for row in got] == ["anna", "bo"]
     output = sheen("prepare", "--dataset", tmp_path / "set.csv", *DEMO, "data.config=a", code=2)
     assert "data.config is for data sets on the Hub" in output.output
 
@@ -250,6 +254,30 @@ def test_references_are_files_and_kept_as_such(tmp_path: Path) -> None:
     assert np.array_equal(soundfile.read(again["ref_audio"])[0], samples)
 
 
+def test_a_common_reference_is_that_of_rows_that_bring_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("a", "one two"), ("b", "three"), ("own", "four"), ("voice", "five six")):
+        wav(tmp_path / f"{name}.wav", text)
+    own = {"audio": "a.wav", "text": "one two", "ref_audio": "own.wav", "ref_text": "four"}
+    bare = {"audio": "b.wav", "text": "three", "ref_audio": ""}
+    dataset = jsonl(tmp_path / "set.jsonl", own, bare)
+    prepare = ["prepare", "--dataset", dataset, *DEMO]
+    rows = prepared(dataset, tmp_path / "out", "--ref", "voice.wav", "--ref-text", "five six")
+    assert [(row["ref_audio"], row["ref_text"]) for row in rows] == [
+        (str(tmp_path / "own.wav"), "four"), (str(tmp_path / "voice.wav"), "five six"),
+    ]  # fmt: skip
+    rows = prepared(dataset, tmp_path / "kept", "--ref", "voice.wav", "--keep-audio")
+    assert Path(rows[1]["ref_audio"]).parent == tmp_path / "kept" / "audio"
+    assert "ref_text" not in rows[1]
+    output = sheen(*prepare, "--ref", "none.wav", code=2).output
+    assert "error: --ref none.wav: no such file" in output and "Traceback" not in output
+    output = sheen(*prepare, "--ref-text", "five six", code=2).output
+    assert "ref_text belongs to a recording: give it with ref_audio (--ref)" in output
+    assert not (tmp_path / "data").exists()
+
+
 # --- kept recordings -----------------------------------------------------------------------------
 
 
@@ -298,11 +326,14 @@ def test_s4_41_info_of_somebodys_jsonl(tmp_path: Path) -> None:
         tmp_path / "set.jsonl",
         {"audio": "a.wav", "text": "one", "speaker_id": "x", "age": 30, "lang": "ha"},
         {"audio": "b.wav", "text": "three", "speaker_id": "y", "age": None, "lang": "ha"},
+        {"audio": "c.wav", "text": "two", "gender": "female"},
     )
     facts = json.loads(sheen("info", path, "--json").stdout)
-    assert facts["rows"] == 2 and facts["hours"] is None and facts["seconds"] is None
-    assert facts["speaker"] == {"x": 1, "y": 1} and facts["age"] == {"30": 1, "unknown": 1}
-    assert facts["language"] == {"ha": 2} and facts["characters"]["p100"] == 5
+    assert facts["rows"] == 3 and facts["hours"] is None and facts["seconds"] is None
+    assert facts["speaker"] == {"x": 1, "y": 1, "unknown": 1}
+    assert facts["age"] == {"unknown": 2, "30": 1}
+    assert facts["gender"] == {"unknown": 2, "female": 1} and "phase" not in facts
+    assert facts["language"] == {"ha": 2, "unknown": 1} and facts["characters"]["p100"] == 5
 
 
 def test_s4_10_train_prepares_what_is_not_prepared(
@@ -334,8 +365,12 @@ def test_s4_9_a_plain_jsonl_is_prepared_beside_the_others(
     rows = [dict(zip(("audio", "text"), line.split("|"), strict=False)) for line in lines]
     mine = jsonl(tmp_path / "mine.jsonl", *(r | {"audio": str(folder / r["audio"])} for r in rows))
     command = ["train", "--recipe", "demo", *TINY, "--data"]
-    assert f"preparing {mine} in data/mine" in sheen(*command, mine, "--out", "one").output
-    assert "already prepared" in sheen(*command, mine, "--out", "two").output
+    anna = ["--speaker", "anna"]
+    assert f"preparing {mine} in data/mine" in sheen(*command, mine, *anna, "--out", "one").output
+    assert {row["speaker"] for row in Rows(tmp_path / "data/mine/train.jsonl")} == {"anna"}
+    assert "already prepared" in sheen(*command, mine, *anna, "--out", "two").output
+    output = sheen(*command, "data/mine", *anna, "--out", "no", code=2).output
+    assert 'data.speaker="anna": `sheen prepare` settles the data' in output
     # rows that sheen prepared are taken for what they are
     assert "prepar" not in sheen(*command, "data/mine/train.jsonl", "--out", "three").output
     output = sheen(*command, "data/mine/validation.jsonl", "--out", "four", code=2).output

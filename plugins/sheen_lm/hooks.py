@@ -288,6 +288,7 @@ def train(recipe: Recipe[Any], run: Run) -> None:
 
     from sheen_lm import adapters, codecs, prepared, pretraining, references, trained
     from sheen_lm import model as models
+    from sheen_lm.attention import taken
 
     options = recipe.model
     data, noted = run.rows.path.parent, codecs.read(run.artifacts) or {}
@@ -315,7 +316,7 @@ def train(recipe: Recipe[Any], run: Run) -> None:
     if options.gradient_checkpointing:
         models.checkpoint(model)
     if options.attention == "auto":
-        run.say(f"attention: {model.attention}")
+        run.say(f"attention: {taken(model.attention, torch.bfloat16 if half else torch.float32)}")
     save: Any = models.save_whole if options.lora is None else adapters.save_adapter
     run.fit(model, save, adapters.groups(model, options.rows_learning_rate))
 

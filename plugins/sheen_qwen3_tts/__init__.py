@@ -287,6 +287,7 @@ def loss(recipe: Recipe[Options], model: "nn.Module", batch: Batch, trace: bool)
 @hookimpl
 def train(recipe: Recipe[Options], run: Run) -> None:
     from sheen_lm import trained
+    from sheen_lm.attention import taken
     from sheen_qwen3_tts import adapters, base, codec, lighter, selftest
     from sheen_qwen3_tts import checkpoint as saved
 
@@ -303,7 +304,7 @@ def train(recipe: Recipe[Options], run: Run) -> None:
     if options.gradient_checkpointing:  # after the adapters: it marks the layers that are there
         speech.talker.model.gradient_checkpointing_enable({"use_reentrant": False})
     if options.attention == "auto":
-        run.say(f"attention: {speech.attention}")
+        run.say(f"attention: {taken(speech.attention, adapters.kept(recipe))}")
     lighter.lighten(speech.talker)
     groups = adapters.groups(
         speech, options.projection_learning_rate, options.subtalker_learning_rate

@@ -4,7 +4,6 @@ The raw config.json is read, never the library's config class, which cannot be s
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 
 from sheen_cli import SheenError
 from sheen_qwen3_tts import stock
+from sheen_qwen3_tts.languages import spelt_out
 from sheen_qwen3_tts.layout import Ids, Tokens
 
 ROLE = "<|im_start|>assistant\n"
@@ -87,15 +87,6 @@ def free_rows(config: Mapping[str, Any]) -> list[int]:
     taken |= {*(talker["codec_language_id"] or {}).values(), *(talker["spk_id"] or {}).values()}
     size, codes = talker["vocab_size"], talker["code_predictor_config"]["vocab_size"]
     return [row for row in range(max(codes, size - CONTROL), size) if row not in taken]
-
-
-def spelt_out(language: str) -> str:
-    """The English name of a language given by that or by an ISO 639-1 code: `pt-BR`, portuguese."""
-    from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-    plain = language.strip().lower()
-    name: str = LANGUAGES.get(re.split("[-_]", plain)[0], plain)
-    return name
 
 
 def extended(base: Base, new: Mapping[str, str]) -> Base:

@@ -28,7 +28,8 @@ ENCODER = "speaker_encoder."
 def save_whole(model: Speech, folder: Path) -> None:
     """All weights under the stock names, and every other file of the base.
 
-    What was trained is written as it is trained, in float32; the rest as exactly as the base has
+    What was trained is written in the dtype that its parameters have, float32 or, of weights in two
+    halves, bfloat16; the rest as exactly as the base has
     it. So is what this kind of model does not load, as a custom voice's speaker encoder.
     """
     base = Weights(model.base.folder)

@@ -173,11 +173,12 @@ FACTS = "codec.json"
 
 def note(folder: Path, artifacts: Path) -> None:
     """Write down which codec made the codes: other weights mean other codes, and so may another
-    transformers.
+    transformers or stock package.
     """
+    stack = {name: number for name in stock.SHARERS if (number := stock.installed(name))}
     facts = {
-        "sha256": weights(folder), "transformers": version("transformers"), "frame": FRAME,
-        "device": device(), "base_revision": commit(folder),
+        "sha256": weights(folder), "transformers": version("transformers"), **stack,
+        "frame": FRAME, "device": device(), "base_revision": commit(folder),
     }  # fmt: skip
     (artifacts / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from sheen_cli import Clip, Rejected, Skip, load_audio
 from sheen_qwen3_tts import codec
-from sheen_qwen3_tts.base import Base, spelt_out
+from sheen_qwen3_tts.base import Base
 from sheen_qwen3_tts.checkpoint import VOICES, load_voices, save_voices
+from sheen_qwen3_tts.languages import spelt_out
 
 # in the artifacts' folder `training`, which no upload takes along: they are people's recordings
 TENSORS, TEXTS = "training/references.safetensors", "training/references.jsonl"

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from sheen_cli import console
-from sheen_cli.cli.options import DEFAULT, Json, Overwrite, RecipeName, Settings, flagged, switch
+from sheen_cli.cli.options import (
+    DEFAULT,
+    Json,
+    Overwrite,
+    RecipeName,
+    Settings,
+    Speaker,
+    flagged,
+    switch,
+)
 from sheen_cli.errors import SheenError
 
 Dataset = Annotated[
@@ -21,6 +30,10 @@ Columns = Annotated[
     typer.Option(metavar="OURS=THEIRS", help="A column by another name, as text=sentence."),
 ]
 Language = Annotated[str | None, typer.Option(help="Of rows that name none.")]
+Ref = Annotated[
+    Path | None, typer.Option(help="A recording of the voice, for rows that bring none.")
+]
+RefText = Annotated[str | None, typer.Option(help="What is said there.")]
 MaxSamples = Annotated[int | None, typer.Option(min=1, help="Read no more good clips than this.")]
 MaxHours = Annotated[float | None, typer.Option(help="Read no more clips once so much is good.")]
 KeepAudio = Annotated[bool | None, switch("keep-audio", "Write each clip as WAV, too.")]
@@ -34,6 +47,9 @@ def prepare(
     split: Split = None,
     columns: Columns = None,
     language: Language = None,
+    speaker: Speaker = None,
+    ref: Ref = None,
+    ref_text: RefText = None,
     max_samples: MaxSamples = None,
     max_hours: MaxHours = None,
     keep_audio: KeepAudio = None,
@@ -52,6 +68,9 @@ def prepare(
         "dataset": dataset,
         "split": split,
         "language": language,
+        "speaker": speaker,
+        "ref_audio": str(ref) if ref else None,
+        "ref_text": ref_text,
         "max_samples": max_samples,
         "max_hours": max_hours,
         "keep_audio": keep_audio,

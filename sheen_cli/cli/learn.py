@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from sheen_cli import console
-from sheen_cli.cli.options import DEFAULT, Json, Overwrite, RecipeName, Settings, flagged, switch
+from sheen_cli.cli.options import (
+    DEFAULT,
+    Json,
+    Overwrite,
+    RecipeName,
+    Settings,
+    Speaker,
+    flagged,
+    switch,
+)
 
 
 def demo(
@@ -59,6 +68,7 @@ def train(
     recipe: RecipeName = None,
     data: Data = None,
     dataset: Dataset = None,
+    speaker: Speaker = None,
     out: Out = None,
     max_steps: MaxSteps = None,
     epochs: Epochs = None,
@@ -85,6 +95,7 @@ def train(
     recipe = recipe or jobs.fitting(data) or DEFAULT
     given = {
         "data.dataset": dataset,
+        "data.speaker": speaker,
         "train.learning_rate": learning_rate,
         "train.batch_size": batch_size,
         "log.wandb": wandb,
@@ -94,7 +105,8 @@ def train(
     resolved, backbone = resolve(recipe, flags + (settings or []))
     mirror.check(resolved.log.wandb)
     hub.look_ahead(resolved)
-    jobs.prepared(resolved, backbone, data, dataset, settings or [])
+    asked = flagged({"data.speaker": speaker}) + (settings or [])
+    jobs.prepared(resolved, backbone, data, dataset, asked)
     out = out or Path("runs") / Path(recipe).stem
     best = jobs.train(resolved, backbone, data, out, resume)
     facts = describe(out)

@@ -18,6 +18,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe settings, as train.max_steps=100."),
 ]
+Speaker = Annotated[str | None, typer.Option(metavar="NAME", help="Of rows that name none.")]
 Json = Annotated[bool, switch("json", "Print the result as JSON.")]
 Overwrite = Annotated[bool, switch("overwrite", "Replace what is there.")]
 

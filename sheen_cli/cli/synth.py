@@ -76,6 +76,7 @@ def synth(
     recording = reference.read(ref, ref_text, reference.in_context(icl, x_vector))
     if recording and speaker:
         raise SheenError(f"--ref and --speaker {speaker} are two voices: give one of them")
+    synthesis.check_greedy(greedy, arguments or [])
     voice = synthesis.Voice(*places.chosen(arguments or [], recipe, DEFAULT))
     heard = recording.at(voice.backbone.spec.sample_rate) if recording else None
     manner = {"speaker": speaker, "language": language, "instruct": instruct, "reference": heard}

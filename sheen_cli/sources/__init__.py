@@ -11,7 +11,7 @@ from sheen_cli.audio import Rejected
 from sheen_cli.errors import SheenError
 from sheen_cli.recipe import Recipe
 from sheen_cli.sources import tables
-from sheen_cli.sources.columns import ALIASES, SPLITS, Table, entry, locate
+from sheen_cli.sources.columns import ALIASES, SPLITS, Table, common, entry, locate
 from sheen_cli.sources.hub import HubSet
 from sheen_cli.types import BackboneSpec, Entry
 
@@ -33,6 +33,7 @@ class Source:
         self.path = None if self.embedded or self.remote else path
         if self.path is not None:
             self._check(self.path)
+        common(recipe.data)  # is said before anything is read
         for key in ("config", "revision"):
             if not self.remote and getattr(recipe.data, key) is not None:
                 raise SheenError(f"data.{key} is for data sets on the Hub, and {dataset} is none")

@@ -98,18 +98,21 @@ def read(row: Mapping[str, Any], where: str, table: Table) -> Entry:
             raise
         audio, name = None, title(values.get("audio"))
         extra["audio"] = plain(values.get("audio"))  # as it stands there
+    ref_audio, ref_text = reference(values.get("ref_audio"), table), word(values.get("ref_text"))
+    if ref_audio is None and table.data.ref_audio is not None:
+        ref_audio, ref_text = common(table.data), table.data.ref_text
     return Entry(
         text=text,
         audio=audio,
         name=name or where.replace(":", "-").replace(" ", "-"),
-        speaker=word(values.get("speaker")),
+        speaker=word(values.get("speaker")) or table.data.speaker,
         language=word(values.get("language")) or table.data.language,
         split=split(word(values.get("split")), table.data.split),
         extra=extra,
         where=where,
         codes=codes,
-        ref_audio=reference(values.get("ref_audio"), table),
-        ref_text=word(values.get("ref_text")),
+        ref_audio=ref_audio,
+        ref_text=ref_text,
     )
 
 
@@ -171,6 +174,16 @@ def reference(value: Any, table: Table) -> Path | bytes | None:
     if isinstance(found, tuple):
         raise Rejected("bad-row", "ref_audio: samples cannot be a reference, only a file can")
     return found
+
+
+def common(data: Data) -> Path | None:
+    """The reference of rows that bring none. Raises SheenError where there is no such file."""
+    if data.ref_audio is None:
+        return None
+    path = Path(data.ref_audio).expanduser()
+    if not path.is_file():
+        raise SheenError(f"--ref {path}: no such file")
+    return path.resolve()
 
 
 def codes_of(value: Any, spec: BackboneSpec) -> np.ndarray | None:
