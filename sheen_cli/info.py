@@ -48,6 +48,7 @@ def describe_rows(path: Path) -> dict[str, Any]:
     table = Rows(path, keep=False)  # to look at something changes nothing
     counts: dict[str, Counter[str]] = {field: Counter() for field in FIELDS}
     characters, frames, books, odd = [], [], list[tuple[int, int]](), 0
+    tokens: list[int] = []  # of a row's whole sequence, where its backbone says that
     for row in table:
         for field in FIELDS:
             for name in ALIASES.get(field, (field,)):
@@ -55,6 +56,8 @@ def describe_rows(path: Path) -> dict[str, Any]:
                     counts[field]["unknown" if row[name] in (None, "") else str(row[name])] += 1
                     break
         characters.append(len(str(row.get("text", ""))))
+        if isinstance(row.get("tokens"), int):
+            tokens.append(row["tokens"])
         if "audio_codes" in row:
             array = frames_of(row["audio_codes"])
             if array is None:
@@ -76,6 +79,7 @@ def describe_rows(path: Path) -> dict[str, Any]:
         "seconds": None if seconds is None else spread(seconds.tolist()),
         "characters": spread(characters) if any(characters) else None,
         "frames": spread(frames),
+        "tokens": spread(tokens),
         "code_ranges": books,
         "unreadable_codes": odd or None,
         **{field: dict(counter.most_common()) for field, counter in counts.items() if counter},

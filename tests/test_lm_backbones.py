@@ -86,6 +86,16 @@ def test_real_recordings_from_preparation_to_speech(home: Path, voice: Path) -> 
     assert "takes no voice from a recording alone" in alone and "--icl" in alone
 
 
+def test_s1_1_info_tells_how_long_the_rows_are(home: Path, voice: Path) -> None:
+    """Percentiles of whole sequences: text, seven tokens a frame, the two around them."""
+    path = home / "data" / "train.jsonl"
+    facts = json.loads(sheen("info", path, "--json").output)
+    counted = [len(row["text"].encode()) + 7 * len(row["audio_codes"]) + 2 for row in Rows(path)]
+    spoken = [f"{row['speaker']}: ".encode() for row in Rows(path)]
+    longest = max(count + len(name) for count, name in zip(counted, spoken, strict=True))
+    assert facts["tokens"]["p100"] == longest and facts["tokens"]["p0"] > 20
+
+
 def test_an_adapter_is_small_and_its_merge_says_the_same(home: Path, voice: Path) -> None:
     """In plain transformers, and in PEFT on the base with as many rows."""
     from peft import PeftModel
