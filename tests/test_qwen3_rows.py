@@ -288,6 +288,52 @@ def official(folder: Path, home: Path) -> tuple[Path, list[dict[str, Any]]]:
     return home / "official.jsonl", lines
 
 
+def mels(path: Path) -> torch.Tensor:
+    """A reference as the official data set reads it (1, frames, 128); at 24 kHz or not at all."""
+    from qwen_tts.core.models.modeling_qwen3_tts import mel_spectrogram
+
+    sound, rate = soundfile.read(path, dtype="float32")
+    assert rate == 24_000 and sound.ndim == 1
+    shape = {"n_fft": 1024, "num_mels": 128, "hop_size": 256, "win_size": 1024}
+    found: torch.Tensor = mel_spectrogram(
+        torch.from_numpy(sound)[None], sampling_rate=rate, fmin=0, fmax=12_000, **shape
+    )
+    return found.transpose(1, 2)
+
+
+def test_what_prepare_writes_is_what_the_official_script_reads(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Of one speaker's clips of other rates, which that script refuses, and of several lengths,
+    whose spectrograms it could not put together.
+    """
+    data, out = tmp_path / "set", tmp_path / "out"
+    data.mkdir()
+    lines = ["file_name|text|speaker|language"]
+    for number, text in enumerate(TEXTS):
+        rate = (22_050, 44_100)[number % 2]
+        soundfile.write(data / f"{number}.wav", speech(f"{text} {number}", rate), rate)
+        lines.append(f"{number}.wav|{text}|Anna|en")
+    (data / "metadata.csv").write_text("\n".join([*lines, ""]))
+    sheen("prepare", "--recipe", "qwen3tts-lora", "--dataset", data, "--out", out, "--keep-audio",
+          f"model.base={folder}")  # fmt: skip
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) > 3 and {row["text"] for row in rows} <= set(TEXTS)
+    for row in rows:
+        assert isinstance(row["text"], str) and row["text"].strip()
+        assert mels(Path(row["audio"])).shape[0] == 1  # in a file of that rate
+        codes = row["audio_codes"]
+        assert all(type(code) is int and 0 <= code < 32 for frame in codes for code in frame)
+        assert {len(frame) for frame in codes} == {16}
+        samples = soundfile.info(row["audio"]).frames
+        assert len(codes) == -(-samples // codec.FRAME)
+    heard = [mels(Path(row["ref_audio"])) for row in rows]
+    assert len({row["ref_audio"] for row in rows}) == 1
+    assert torch.cat(heard, dim=0).shape == (len(rows), heard[0].shape[1], 128)
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        torch.cat([mels(Path(row["audio"])) for row in rows], dim=0)  # so not any file would do
+
+
 def put(path: Path, lines: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return path

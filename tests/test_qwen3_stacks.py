@@ -87,6 +87,46 @@ def test_the_window_of_the_codecs_attention_is_not_applied(folder: Path, tmp_pat
     assert torch.equal(*found) and len(found[0]) == 188
 
 
+# As `python stack_facts.py` where some packages are not installed: no finder knows of them.
+WITHOUT = """
+import runpy, sys
+from importlib.machinery import PathFinder
+
+missing, sys.argv = set(sys.argv[1].split(",")), sys.argv[2:]
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        known = name.partition(".")[0] not in missing
+        return PathFinder.find_spec(name, path, target) if known else None
+
+sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+runpy.run_path(sys.argv[0], run_name="__main__")
+there = {name for name in sys.modules if name.partition(".")[0] in missing}
+assert not any(getattr(sys.modules[name], "__file__", None) for name in there), there
+"""
+
+
+def test_it_hears_and_speaks_without_what_it_does_not_need(folder: Path, tmp_path: Path) -> None:
+    """And the same as with all that is installed here. onnxruntime is not among them: the stock
+    package imports it, and only torchaudio and SoX are stood in for. Nor is there SoX's program.
+    """
+    clip = sound(1)
+    np.save(tmp_path / "clip.npy", clip)
+    script = [HERE / "stack_facts.py", folder, tmp_path / "clip.npy", tmp_path / "facts"]
+    missing = "torchaudio,sox,gradio,flash_attn"
+    out = subprocess.run(
+        [sys.executable, "-c", WITHOUT, missing, *map(str, script)],
+        env={**os.environ, "PATH": "", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    found, ours = load_file(tmp_path / "facts"), facts(folder, clip)
+    assert set(found) == set(ours) and len(ours["codes"]) == 12 and len(ours["said"]) > 2
+    for name, tensor in ours.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
