@@ -112,17 +112,28 @@ def rewind(run: Path, to: Path, best: Path | None) -> None:
     for folder in listed(run):
         if step(folder) > step(to):
             remove(folder)
+    for each in epochs(run):
+        if not each.exists():
+            each.unlink()
 
 
-def rotate(run: Path, keep: int, best: Path | None) -> None:
-    """Point `last` and `best`, then delete all but the `keep` newest checkpoints and the best
-    one.
+def rotate(run: Path, keep: int, best: Path | None, epoch: int | None = None) -> None:
+    """Point `last` and `best`, and `epoch-N` where the newest checkpoint ends the epoch N; then
+    delete all but the `keep` newest checkpoints, the best one and those of epochs.
     """
     folders = listed(run)
     link(run, folders[-1], best)
+    if epoch is not None:
+        point(run / f"epoch-{epoch}", folders[-1].name)
+    stay = {each.readlink().name for each in epochs(run)}
     for folder in folders[:-keep]:
-        if best is None or folder.name != best.name:
+        if folder.name not in stay and (best is None or folder.name != best.name):
             remove(folder)
+
+
+def epochs(run: Path) -> list[Path]:
+    """The links to checkpoints at which an epoch ended."""
+    return [path for path in run.glob("epoch-*") if path.is_symlink()]
 
 
 def link(run: Path, last: Path, best: Path | None) -> None:

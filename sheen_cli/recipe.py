@@ -108,6 +108,7 @@ class Train(Section):
     workers: int = Field(0, ge=0)  # processes that read and collate
     validate_every: PositiveInt = 500  # steps
     save_every: PositiveInt = 500  # steps
+    save_epochs: bool = False  # the end of each epoch is saved, too, and stays as epoch-N
     keep: PositiveInt = 2  # newest checkpoints that stay, besides the best
     seed: int = 42
 

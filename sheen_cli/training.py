@@ -164,7 +164,7 @@ def validate_and_save(
 ) -> None:
     """What is due after this step; a better validation loss, too, is a reason to save."""
     train, parallel = run.recipe.train, run.accelerator
-    due = last or progress.step % train.save_every == 0
+    due = last or progress.step % train.save_every == 0 or ended(run, progress) is not None
     if run.validation is not None and (last or progress.step % train.validate_every == 0):
         scores = validate(run, model)
         if not math.isfinite(scores["loss"]):
@@ -193,7 +193,13 @@ def validate_and_save(
     # a checkpoint takes the log's lines so far for granted
     tracking.settle(run.folder / LOG)
     checkpoints.write(run.folder / f"checkpoint-{progress.step}", run.recipe, run.artifacts, fill)
-    checkpoints.rotate(run.folder, train.keep, best_folder(run, progress))
+    best = best_folder(run, progress)
+    checkpoints.rotate(run.folder, train.keep, best, ended(run, progress))
+
+
+def ended(run: Run, progress: Progress) -> int | None:
+    """The epoch that this step has ended, if such checkpoints are to stay."""
+    return progress.epoch if run.recipe.train.save_epochs and progress.window == 0 else None
 
 
 def dump(value: Any, path: Path) -> None:
@@ -318,7 +324,7 @@ def restore(run: Run) -> Progress:
     if run.accelerator.is_main_process:
         tracking.take_back(run.folder / LOG, progress.step)
         checkpoints.rewind(run.folder, run.resume, best)
-        checkpoints.rotate(run.folder, run.recipe.train.keep, best)
+        checkpoints.rotate(run.folder, run.recipe.train.keep, best, ended(run, progress))
     return progress
 
 

@@ -108,13 +108,11 @@ assert not any(getattr(sys.modules[name], "__file__", None) for name in there), 
 
 
 def test_it_hears_and_speaks_without_what_it_does_not_need(folder: Path, tmp_path: Path) -> None:
-    """And the same as with all that is installed here. onnxruntime is not among them: the stock
-    package imports it, and only torchaudio and SoX are stood in for. Nor is there SoX's program.
-    """
+    """And the same as with all that is installed here. SoX's program is not there, either."""
     clip = sound(1)
     np.save(tmp_path / "clip.npy", clip)
     script = [HERE / "stack_facts.py", folder, tmp_path / "clip.npy", tmp_path / "facts"]
-    missing = "torchaudio,sox,gradio,flash_attn"
+    missing = "torchaudio,sox,onnxruntime,gradio,flash_attn"
     out = subprocess.run(
         [sys.executable, "-c", WITHOUT, missing, *map(str, script)],
         env={**os.environ, "PATH": "", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},

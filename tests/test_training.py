@@ -252,6 +252,27 @@ def test_a_run_leaves_best_last_and_a_log(data: Path, tmp_path: Path) -> None:
     assert not list(out.glob(".*"))  # no temporary files, no lock
 
 
+def test_s4_29_the_end_of_each_epoch_stays(data: Path, tmp_path: Path) -> None:
+    """Also where a run is stopped in between, and where a later one is lost with its checkpoint."""
+    out = tmp_path / "run"
+    wanted = ["train.save_epochs=true", "train.keep=1", "train.validate_every=1000"]
+    train(data, out, "train.epochs=2", "train.max_steps=null", *wanted)
+    steps = metrics(out)[-1]["step"]
+    each = steps // 2
+    links = {path.name: path.readlink().name for path in checkpoints.epochs(out)}
+    assert links == {"epoch-1": f"checkpoint-{each}", "epoch-2": f"checkpoint-{steps}"}
+    assert {path.name for path in out.glob("checkpoint-*")} >= set(links.values())
+    sheen(
+        "synth", out / "epoch-1", "--text", "one", "-o", tmp_path / "x.wav", "--max-seconds", "0.2"
+    )
+
+    (out / f"checkpoint-{steps}" / "manifest.json").unlink()  # damaged: passed over
+    (out / "epoch-1").unlink()  # a crash before it was made
+    train(data, out, "train.epochs=null", f"train.max_steps={each + 1}", *wanted, resume=True)
+    links = {path.name: path.readlink().name for path in checkpoints.epochs(out)}
+    assert links == {"epoch-1": f"checkpoint-{each}"}
+
+
 def test_without_validation_best_is_last(folder: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     settings = ["data.validation=0", f"data.dataset={folder}"]

@@ -1,5 +1,5 @@
-"""The stock package, qwen_tts: which versions of it are proved, and its import without torchaudio
-and SoX, which the 12 Hz codec does not use.
+"""The stock package, qwen_tts: which versions of it are proved, and its import without torchaudio,
+SoX and onnxruntime, which the 12 Hz codec does not use.
 
 Three distributions share the import name, so it is the distribution that is looked at.
 """
@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from sheen_cli import SheenError
@@ -32,6 +33,9 @@ def load() -> Any:
     if problem := unfit({name: installed(name) for name in (*SHARERS, "transformers")}):
         raise SheenError(problem)
     without_torchaudio()
+    for name in ("sox", "onnxruntime"):
+        if name not in sys.modules and find_spec(name) is None:
+            stand_in(name)
     if "sox" not in sys.modules and shutil.which("sox") is None:
         stand_in("sox")  # it would run the program, and complain at length that there is none
     with redirect_stdout(io.StringIO()):  # a banner about flash-attn
