@@ -40,12 +40,13 @@ $(HF_READY): pyproject.toml constraints-hf.txt
 	$(call set-up,.venv-hf,constraints-hf.txt,$(HF_EXTRAS))
 	@$(HF)/python -m pip uninstall --quiet --yes torchaudio # not needed; one that does not load ends transformers 5
 
-# An environment: its folder, its constraints, its extras.
+# An environment: its folder, its constraints, its extras. Python compiles a module when it is first
+# imported; doing that for all that pip brings is half of its time.
 define set-up
 	@echo "Setting up $(1) (once, some minutes: it installs PyTorch and what sheen needs)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sheen needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) -e ".[$(3)]"
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(2) -e ".[$(3)]"
 	@touch $(1)/.ready
 	@echo "Set-up done"
 endef

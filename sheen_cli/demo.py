@@ -12,7 +12,6 @@ from sheen_cli.files import remove, write_text
 from sheen_cli.prepare import is_prepared, prepare
 from sheen_cli.rows import Rows
 from sheen_cli.synthesis import Voice
-from sheen_cli.types import Request
 
 RECIPE = "demo"
 INTRODUCTION = """\
@@ -82,7 +81,8 @@ def speak(checkpoint: Path, data: Path, out: Path) -> list[dict[str, Any]]:
     sentences = [row["text"] for row in Rows(data / "test.jsonl")]
     paths = synthesis.numbered(out / "heldout.wav", len(sentences))
     paths = [path.with_name(path.name.removeprefix("heldout-")) for path in paths]
-    report = synthesis.write(Voice(checkpoint), [Request(text) for text in sentences], paths)
+    voice = Voice(checkpoint)
+    report = synthesis.write(voice, synthesis.asked(voice, sentences, {}), paths)
     synthesis.judge(report)
     lines = [json.dumps({**facts, "wav": Path(facts["wav"]).name}) for facts in report]
     write_text(out / "heldout.jsonl", "\n".join(lines) + "\n")

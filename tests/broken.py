@@ -116,10 +116,12 @@ def install(folder: Path, plugin: Plugin) -> None:
         (recipes / f"{plugin.name}.yaml").write_text(f"# {plugin.name}\nbackbone: {plugin.name}\n")
 
 
-def sheen(folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A real process that sees the packages in `folder`."""
+def sheen(
+    folder: Path, *arguments: object, python: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A real process, of this Python or another, that sees the packages in `folder`."""
     return subprocess.run(
-        [sys.executable, "-m", "sheen_cli", *map(str, arguments)],
+        [python or sys.executable, "-m", "sheen_cli", *map(str, arguments)],
         cwd=folder,
         env={
             **os.environ,
@@ -196,8 +198,9 @@ def listed(plugin: Plugin, table: str, rows: list[dict[str, str | None]], health
     return problems + [f"doctor does not say {each!r}" for each in lacking(wanted, health)]
 
 
-def findings(folder: Path, seed: int = 0) -> dict[str, list[str]]:
-    """Install the ten kinds into `folder`, run the commands: kind -> what is wrong.
+def findings(folder: Path, seed: int = 0, python: Path | None = None) -> dict[str, list[str]]:
+    """Install the ten kinds into `folder`, run the commands, `doctor` by `python`: kind -> what is
+    wrong.
 
     What is wrong with the other commands stands under "the rest".
     """
@@ -216,8 +219,12 @@ def findings(folder: Path, seed: int = 0) -> dict[str, list[str]]:
         "show": ["recipes", "show", "demo"],
         "info": ["info", "rows.jsonl"],
     }
-    with ThreadPoolExecutor(3) as pool:  # most of the time goes into waiting for one that hangs
-        running = {name: pool.submit(sheen, folder, *words) for name, words in commands.items()}
+    # most of the time goes into waiting for one that hangs
+    with ThreadPoolExecutor(3) as pool:
+        running = {
+            name: pool.submit(sheen, folder, *words, python=python if name == "doctor" else None)
+            for name, words in commands.items()
+        }
         asked = {plugin.name: pool.submit(ask, folder, plugin) for plugin in kinds}
         out = {name: future.result() for name, future in running.items()}
     found = {plugin.name: asked[plugin.name].result() for plugin in kinds}

@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny; more threads only wait for each other
 
 import csv
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -16,6 +18,7 @@ import soundfile
 import torch
 from accelerate.state import AcceleratorState
 from typer.testing import CliRunner, Result
+from warm import Warm
 
 from sheen_cli.backbones import resolve
 from sheen_cli.cli import app
@@ -88,6 +91,22 @@ def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe, backbone = resolve("demo", [f"data.dataset={folder}", "data.validation=0.2"])
     prepare(recipe, backbone, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Python whose processes have imported already what Qwen3-TTS and its training need."""
+    modules = "sheen_qwen3_tts.stock:load", "sheen_cli.training", "peft"
+    with Warm(tmp_path_factory.mktemp("warm"), *modules) as started:
+        yield started.python
+
+
+@pytest.fixture(scope="module")
+def forked(warm: Path) -> Iterator[None]:
+    """From here on the processes that sheen itself starts are forked from that one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm))
+        yield
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_the_codec_keeps_the_words(test_entries: list[Entry], data: Path) -> Non
 
 def test_the_demo_steps_through_and_untrained_weights_say_nothing(tmp_path: Path) -> None:
     run, data = tmp_path / "run", tmp_path / "data"
-    small = ["model.vocoder_rounds=8", "data.max_samples=300"]
+    small = ["model.vocoder_rounds=8", "data.max_samples=300", "synth.max_seconds=2"]
     arguments = ["--out", run, "--data", data, "--max-steps", 2]
     result = sheen("demo", *arguments, *small)
     for part in (
@@ -75,6 +75,7 @@ def test_the_demo_steps_through_and_untrained_weights_say_nothing(tmp_path: Path
     train = {row["text"] for row in Rows(data / "train.jsonl")}
     assert not train & {text for text, _ in spoken}
     assert accuracy(spoken[:12]) < 0.2
+    assert max(len(sound) for _, sound in spoken) <= 2 * 16_000  # synth.max_seconds
     before = (run / "last" / "model.safetensors").read_bytes()
     assert "add --overwrite" in sheen("demo", *arguments, *small, code=2).output
     sheen("demo", *arguments, *small, "--overwrite")

@@ -31,7 +31,9 @@ Requires-Dist: other-system; extra == "codec" and sys_platform == "none"
 """
 
 
-def test_ready_here_not_ready_with_broken_plugins_and_no_secret_told(tmp_path: Path) -> None:
+def test_ready_here_not_ready_with_broken_plugins_and_no_secret_told(
+    warm: Path, tmp_path: Path
+) -> None:
     secrets = {
         "HF_TOKEN": CANARY,
         "WANDB_API_KEY": f"wandb{CANARY}",
@@ -46,7 +48,7 @@ def test_ready_here_not_ready_with_broken_plugins_and_no_secret_told(tmp_path: P
     stacks = "stacks=({'torch': '>=2.8', 'numpy': '==0.1'},),"
     source = whole("old", more=stacks).replace("tiny=lambda folder: (),", "")
     install(tmp_path / "b", Plugin("old", source, "", metadata=EXTRAS.replace(b"extras", b"old")))
-    good = sheen(tmp_path / "a", "doctor", "--json", **secrets)
+    good = sheen(tmp_path / "a", "doctor", "--json", python=warm, **secrets)
     assert good.returncode == 0, good.stdout + good.stderr
     facts = json.loads(good.stdout)
     report_keys, check_keys = keys(documented()["doctor"])

@@ -23,8 +23,10 @@ HOST = Path(sheen_cli.__file__).parent
 ROOT = HOST.parent
 
 
-def test_ten_kinds_of_broken_plugins_together_break_nothing_else(tmp_path: Path) -> None:
-    found = findings(tmp_path)
+def test_ten_kinds_of_broken_plugins_together_break_nothing_else(
+    warm: Path, tmp_path: Path
+) -> None:
+    found = findings(tmp_path, python=warm)
     assert len(found) == 11
     assert not {name: problems for name, problems in found.items() if problems}
 

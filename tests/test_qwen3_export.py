@@ -607,7 +607,7 @@ def test_a_resumed_run_may_leave_the_self_test_out_but_not_train_otherwise(home:
 
 
 def test_a_checkpoint_that_a_fresh_process_cannot_use_is_never_published(
-    home: Path, tmp_path: Path
+    home: Path, tmp_path: Path, forked: None
 ) -> None:
     recipe = recipe_of(home / "base", "lora")
     speech = taught(recipe, voices_of(home))

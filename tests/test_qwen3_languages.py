@@ -24,7 +24,7 @@ TABLE = "talker.model.codec_embedding.weight"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Path:
     """A tiny base, recordings of which half are Hausa, and a run with adapters and a whole one."""
     home = tmp_path_factory.mktemp("languages")
     miniature.build(home / "base")

@@ -135,7 +135,8 @@ def test_our_loop_says_the_tokens_of_the_stock_generate_alone_and_in_a_batch(
     theirs: Any, ours: Speech, sound: np.ndarray, sampled: bool
 ) -> None:
     wishes, expected = [], []
-    for case, text in product(CASES, (TEXT, "Yes.")):
+    for number, case in enumerate(CASES):  # a long text where the other kind has a short one
+        text = (TEXT, "Yes.")[(number // 2 + sampled) % 2]
         asked = Asked(theirs, ours, sound, case, text)
         torch.manual_seed(len(wishes))
         expected.append(asked.generate(13, do_sample=sampled, subtalker_dosample=sampled)[0])

@@ -5,6 +5,7 @@ refused before the first step.
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -552,7 +553,25 @@ def test_a_step_at_the_released_widths(home: Path, size: str) -> None:
 # --- two processes --------------------------------------------------------------------------------
 
 
-def test_two_processes_learn_what_one_does(home: Path, tmp_path: Path) -> None:
+def ranks(python: Path, *arguments: object) -> None:
+    """Two processes that know of each other, as torchrun starts them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [str(each) for each in (python, *arguments)],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-3000:]
+
+
+def test_two_processes_learn_what_one_does(home: Path, warm: Path, tmp_path: Path) -> None:
     """One forward of one module, which DDP wraps: the same losses and weights under gloo."""
     train = ["-m", "sheen_cli", "train", "--recipe", "qwen3tts-lora", "--data", home / "data",
              "--max-steps", "3", f"model.base={home / 'base'}", "train.precision=fp32",
@@ -561,13 +580,7 @@ def test_two_processes_learn_what_one_does(home: Path, tmp_path: Path) -> None:
              "model.preflight=false", "model.selftest=false", "train.schedule=constant",
              "train.learning_rate=1e-3", "model.projection_learning_rate=1e-3"]  # fmt: skip
     sheen(*train[2:], "--out", tmp_path / "one", "train.batch_size=4")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-                "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]  # fmt: skip
-    out = subprocess.run(
-        [*map(str, [*launcher, *train, "--out", tmp_path / "two", "train.batch_size=2"])],
-        capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
-    assert out.returncode == 0, out.stderr[-3000:]
+    ranks(warm, *train, "--out", tmp_path / "two", "train.batch_size=2")
     one, two = (
         [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         for run in ("one", "two")
@@ -581,9 +594,63 @@ def test_two_processes_learn_what_one_does(home: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=2e-4)
 
 
+SHARED_OUT = """
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+home, tests = map(Path, sys.argv[1:])
+sys.path.insert(0, str(tests))
+from test_qwen3_training import caught, objective
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+whole, parts = (caught(home, "model.lora=null").given["model"] for _ in range(2))
+mesh = init_device_mesh("cpu", (2,))
+for layer in parts.talker.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(parts, mesh=mesh)
+held = sum(p.to_local().numel() for p in parts.parameters())
+assert 0.4 < held / sum(p.numel() for p in whole.parameters()) < 0.6
+expected, found = objective(home, whole, 0, 4), objective(home, parts, 2 * rank, 2 * rank + 2)
+for loss in (expected, found):
+    loss.backward()
+total = found.detach().clone()
+distributed.all_reduce(total)
+torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=0)
+trained = 0
+for (name, one), (_, other) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
+    assert (one.grad is None) == (other.grad is None), name
+    if one.grad is not None:
+        trained += 1  # gradients are averaged over the ranks
+        torch.testing.assert_close(other.grad.full_tensor() * 2, one.grad, rtol=1e-4, atol=1e-4)
+assert trained > 40
+distributed.destroy_process_group()
+"""
+
+
+def objective(home: Path, speech_model: Any, start: int, end: int) -> Tensor:
+    """The loss of some rows, summed over their targets."""
+    recipe, backbone = resolve("qwen3tts-lora", [f"model.base={home / 'base'}"])
+    rows, artifacts = Rows(home / "data" / "train.jsonl"), home / "data" / "artifacts"
+    some = [rows[i] for i in range(start, end)]
+    batch = backbone.hook.collate(recipe=recipe, rows=some, seed=None, artifacts=artifacts)
+    loss = backbone.hook.loss(recipe=recipe, model=speech_model, batch=batch, trace=False)
+    return sum((term.sum * term.scale for term in loss.terms.values()), torch.zeros(()))
+
+
+def test_two_processes_share_one_model_out(home: Path, warm: Path) -> None:
+    """FSDP wraps the module and the talker's layers: the losses and gradients of the whole one."""
+    ranks(warm, "-c", SHARED_OUT, home, Path(__file__).parent)
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_model_that_is_being_trained_in_bf16_speaks(
-    home: Path, tmp_path: Path, kind: str
+    home: Path, forked: None, tmp_path: Path, kind: str
 ) -> None:
     """With weights of two dtypes and our modules in it, as the samples of a validation do."""
     said = sheen(

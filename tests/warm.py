@@ -1,5 +1,6 @@
 """A Python that is warm: `Warm(...).python` is a program that behaves as the interpreter's, and
-whose processes are forked from one that has imported the named modules already.
+whose processes, and those that they start as `sys.executable`, are forked from one that has
+imported the named modules already.
 
 Each is a real process, with its own arguments, folder, environment, pipes and exit code; what it
 has not is the seconds that PyTorch takes to be imported. For tests whose subject is not how a
@@ -30,7 +31,7 @@ CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
 server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 server.connect({address!r})
-facts = [sys.argv[1:], os.getcwd(), dict(os.environ)]
+facts = [sys.argv[1:], os.getcwd(), dict(os.environ), os.getppid()]
 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
 server.sendmsg([b"!"], rights)
 server.sendall(json.dumps(facts).encode("utf-8", "surrogateescape") + b"\\n")
@@ -65,6 +66,7 @@ class Warm:
 
 def serve(address: str, modules: list[str]) -> NoReturn:
     """Fork a keeper for every client; the keeper forks what the client asks for, and waits."""
+    sys.executable = str(Path(address).with_name("python"))
     for each in modules:
         name, _, function = each.partition(":")
         module = importlib.import_module(name)
@@ -99,11 +101,12 @@ def keep(client: socket.socket, shelf: list[str]) -> NoReturn:
     _, rights, _, _ = client.recvmsg(1, socket.CMSG_SPACE(3 * handles.itemsize))
     handles.frombytes(rights[0][2])
     with client.makefile() as stream:
-        arguments, folder, environment = json.loads(stream.readline())
+        arguments, folder, environment, parent = json.loads(stream.readline())
     if not (child := os.fork()):
         client.close()
         for number, handle in enumerate(handles):
             os.dup2(handle, number)
+        os.getppid = lambda: parent  # who started the client, for those that end with it
         os._exit(become(arguments, folder, environment, shelf))
     os.closerange(0, 3)
     for handle in handles:
@@ -118,7 +121,7 @@ def keep(client: socket.socket, shelf: list[str]) -> NoReturn:
 
 
 def become(arguments: list[str], folder: str, environment: dict[str, str], shelf: list[str]) -> int:
-    """Do as `python ARGUMENTS` would, for -m, -c and -P; returns the exit code."""
+    """Do as `python ARGUMENTS` would, for -m, -c, -P and a script; returns the exit code."""
     hashes = environment.get("PYTHONHASHSEED")
     assert hashes in (None, os.environ.get("PYTHONHASHSEED")), "this one hashes otherwise"
     os.chdir(folder)
@@ -127,6 +130,9 @@ def become(arguments: list[str], folder: str, environment: dict[str, str], shelf
     more = environment.get("PYTHONPATH", "").split(os.pathsep)
     safe = "-P" in arguments[:1]
     kind, what, *rest = arguments[safe:]
+    if kind not in ("-m", "-c"):
+        kind, what, rest = "", kind, [what, *rest]
+        folder = os.path.dirname(os.path.abspath(what))
     sys.path[:] = [*([] if safe else [folder]), *filter(None, more), *shelf]
     sys.argv[:] = [what, *rest]
     importlib.invalidate_caches()
@@ -138,6 +144,8 @@ def become(arguments: list[str], folder: str, environment: dict[str, str], shelf
     try:
         if kind == "-m":
             runpy.run_module(what, run_name="__main__", alter_sys=True)
+        elif kind == "":
+            runpy.run_path(what, run_name="__main__")
         else:
             sys.argv[0] = "-c"
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
