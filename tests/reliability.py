@@ -1,6 +1,6 @@
 """What sheen promises of crashes, counted: one table, by `make reliability`.
 
-    python tests/reliability.py [--seed S|random] [--only NAME] [--json]
+    python tests/reliability.py [--seed S|random] [--only NAME] [--every N] [--json]
 
 Everything runs on the demo backbone with a tiny model. A parent imports torch once and never
 computes with it; each run is a child forked from it, killed by SIGKILL where a figure says so, and
@@ -69,11 +69,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Lab:
-    """Where the runs lie, the data that all of them train on, and the seed of all chance."""
+    """Where the runs lie, the data that all of them train on, the seed of all chance, and how many
+    operations on the file system one kill stands for.
+    """
 
     root: Path
     data: Path
     seed: int
+    every: int = 1
 
     def random(self, *what: object) -> Random:
         return Random(repr((self.seed, *what)))
@@ -199,7 +202,7 @@ def every_operation(lab: Lab) -> Figure:
     whole = lab.undisturbed(folder, *SAVES)
     results, saves = killed_everywhere(lab, folder, whole, whole, resume=False)
     note = f"{saves} saves of a run of 3 steps; half of a write is on the disk"
-    return count("kill at every operation of a save", lab, 60, note, results)
+    return count(f"kill at {every(lab)} operation of a save", lab, 60, note, results)
 
 
 def every_operation_of_a_resume(lab: Lab) -> Figure:
@@ -217,7 +220,11 @@ def every_operation_of_a_resume(lab: Lab) -> Figure:
         log.write('{"step": 4, "loss": 1}\n{"step": 5, "lo')
     results, _ = killed_everywhere(lab, folder, start, whole, resume=True)
     note = "newest checkpoint damaged, log ahead, leavings of a crash"
-    return count("kill at every operation of a resume", lab, 30, note, results)
+    return count(f"kill at {every(lab)} operation of a resume", lab, 30, note, results)
+
+
+def every(lab: Lab) -> str:
+    return "every" if lab.every == 1 else f"1 in {lab.every} of every"
 
 
 def killed_everywhere(
@@ -268,7 +275,10 @@ def killed_everywhere(
         return problem and f"{where}: {problem}"
 
     ends = published[0] if resume else len(operations)
-    return schedule([case(fatal) for fatal in range(1, ends + 1)], folder), len(published)
+    # around what makes a checkpoint one, and evenly between
+    near = {number + step for number in published for step in (0, 1)}
+    chosen = [n for n in range(1, ends + 1) if n % lab.every == 1 % lab.every or n in near]
+    return schedule([case(fatal) for fatal in chosen], folder), len(published)
 
 
 MOMENTS = (
@@ -594,7 +604,7 @@ FIGURES: dict[str, Callable[[Lab], Figure]] = {
 }
 
 
-def laboratory(root: Path, seed: int) -> Lab:
+def laboratory(root: Path, seed: int, every: int) -> Lab:
     """The demo's rows of 24 short sentences, prepared once."""
     data = root / "data"
 
@@ -605,7 +615,7 @@ def laboratory(root: Path, seed: int) -> Lab:
         assert end.code == 0, end.output
 
     schedule([make()], root)
-    return Lab(root, data, seed)
+    return Lab(root, data, seed, every)
 
 
 def memory() -> Path | None:
@@ -631,6 +641,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What sheen promises of crashes, counted.")
     parser.add_argument("--seed", default=str(SEED), help="a number, or `random`")
     parser.add_argument("--only", action="append", choices=FIGURES, help="may be given again")
+    parser.add_argument("--every", type=int, default=1, help="kill at one operation of so many")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     seed = SystemRandom().randrange(1_000_000) if given.seed == "random" else int(given.seed)
@@ -640,7 +651,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(
         prefix="sheen-", dir=memory(), ignore_cleanup_errors=True
     ) as root:
-        lab = laboratory(Path(root), seed)
+        lab = laboratory(Path(root), seed, given.every)
         for name in given.only or FIGURES:
             began = time.monotonic()
             figures.append(FIGURES[name](lab))

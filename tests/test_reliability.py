@@ -1,5 +1,6 @@
-"""The figures of `make reliability`, with the seed that it prints: all cases of each pass. And
-what is too small for a figure: who may write, and the exit codes.
+"""The figures of `make reliability`, with the seed that it prints: all cases of each pass, but that
+a kill at every operation is one at each third. And what is too small for a figure: who may write,
+and the exit codes.
 """
 
 import json
@@ -26,7 +27,7 @@ HERE = [name for name in FIGURES if name != "plugins"]  # which test_plugins has
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
     """All of them from one process, which imports torch once and forks its runs."""
-    command = [sys.executable, Path(__file__).with_name("reliability.py"), "--json"]
+    command = [sys.executable, Path(__file__).with_name("reliability.py"), "--json", "--every=3"]
     command += [f"--only={name}" for name in HERE]
     end = subprocess.run(command, capture_output=True, text=True)
     assert end.stdout, end.stderr[-3000:]
@@ -41,6 +42,14 @@ def test_s0_12_s2_43_reliability(figures: dict[str, Any], name: str) -> None:
     figure = figures[name]
     assert figure["passed"] == figure["n"], figure["failures"]
     assert figure["n"] >= PROMISED.get(name, figure["promised"])
+
+
+@pytest.mark.slow
+def test_every_operation() -> None:
+    command = [sys.executable, Path(__file__).with_name("reliability.py")]
+    command += ["--only=operations", "--only=resumes"]
+    end = subprocess.run(command, capture_output=True, text=True)
+    assert end.returncode == 0, end.stdout + end.stderr
 
 
 def test_all_is_synced_before_it_is_renamed_and_the_rename_before_anything_is_deleted(
