@@ -17,6 +17,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from sheen_lm.loss import computed_in
 
 BLOCK = 256  # positions by which the buffers grow
+TWICE = 2 << 30  # bytes of layers that may lie in memory once more, in an order for several rows
 
 Turns = tuple[Tensor, Tensor]  # cosine and signed sine, each (rows or 1, n, 1, head)
 Map = Callable[[Tensor], Tensor]
@@ -41,8 +42,8 @@ class Layer:
     turned: Tensor | None
 
     @classmethod
-    def of(cls, layer: Any, heads: int, groups: int) -> "Layer":
-        attention, mlp = layer.self_attn, layer.mlp
+    def of(cls, layer: Any, heads: int, groups: int, rows: int = 1) -> "Layer":
+        attention, mlp, called = layer.self_attn, layer.mlp, partial(linear_of, rows=rows)
         turned = None
         if hasattr(attention, "q_norm"):
             norms = attention.q_norm.weight, attention.k_norm.weight
@@ -67,7 +68,9 @@ class Stack:
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.width, self.share = inner.layers[0].self_attn.head_dim, self.heads // self.groups
         self.epsilon = torch.tensor(config.rms_norm_eps, device=inner.norm.weight.device)
-        self.layers = [Layer.of(layer, self.heads, self.groups) for layer in inner.layers]
+        size = sum(weight.nbytes for weight in inner.layers.parameters())
+        together = rows if size <= TWICE else 1
+        self.layers = [Layer.of(layer, self.heads, self.groups, together) for layer in inner.layers]
         self.rotary, self.last, self.filled = inner.rotary_emb, inner.norm.weight, 0
         shape = (2, rows, self.groups, columns, self.width)  # of keys and values
         kind = computed_in(self.last)
@@ -142,8 +145,30 @@ class Stack:
         self.memory = [memory.index_select(1, rows) for memory in self.memory]
 
 
-def called(module: nn.Module) -> Map:
-    """A linear layer without a module's detours; an adapter as it is."""
-    if type(module) is nn.Linear:
-        return partial(linear, weight=module.weight, bias=module.bias)
-    return module
+def linear_of(module: nn.Module, rows: int = 1) -> Map:
+    """A linear layer without a module's detours; an adapter as it is.
+
+    For more than one row in float32 on a CPU, a copy of the weight in the order in which oneDNN
+    reads it: as it lies, a product of a few rows takes several times one row's time, and most of
+    that goes into the ordering. It is what torch.compile does to a frozen model.
+    """
+    if type(module) is not nn.Linear:
+        return module
+    weight, bias = module.weight, module.bias
+    if rows == 1 or computed_in(weight) != torch.float32 or not packs(weight.device):
+        return partial(linear, weight=weight, bias=bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def call(states: Tensor) -> Tensor:
+        found: Tensor = product(states, packed, bias, "none", [], "")
+        return found
+
+    return call
+
+
+def packs(device: torch.device) -> bool:
+    """Whether this processor is one that oneDNN has such products for."""
+    known = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and known and built

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sheen_lm.layers import BLOCK, Stack, Turns
+from sheen_lm.layers import BLOCK, Stack, Turns, linear_of
 from sheen_qwen3_tts.layout import NONE, Prompt, Rows, prefix
 from sheen_qwen3_tts.model import Speech
 from sheen_qwen3_tts.sampling import Dice, Sampling, choose
@@ -139,6 +139,7 @@ class Batch:
         self.at_first = self.never | (codes == ids.eos)
         self.talker = Stack(speech.talker.model, len(wishes), self.inputs.shape[1] + BLOCK)
         self.predictor = Stack(predictor.model, len(wishes), ids.groups)
+        self.heads = [linear_of(head, len(wishes)) for head in predictor.lm_head]
         self.tables = [speech.talker.model.codec_embedding, *predictor.get_input_embeddings()]
         turns = self.predictor.turns(torch.arange(ids.groups, device=device)[None])
         self.turns: list[Turns] = [
@@ -184,7 +185,7 @@ class Batch:
         embedded = [self.tables[0](first)]
         inputs = torch.stack([hidden, embedded[0]], 1)
         mask: Tensor | None = self.triangle
-        for number, head in enumerate(predictor.lm_head):
+        for number, head in enumerate(self.heads):
             states = self.predictor(
                 predictor.small_to_mtp_projection(inputs), self.turns[number], mask
             )
