@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,39 @@ def test_buffers_grow_and_rows_leave_without_a_trace(
         assert spoken.subtalker_nll == pytest.approx(expected.subtalker_nll, rel=1e-5, abs=1e-6)
         assert not len(spoken.first) and len(expected.first) == len(expected.codes) + 1
     assert not len(whole[3].codes) and not whole[3].ended
+
+
+def test_several_sentences_read_their_weights_in_another_order(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And say the same. Not in bfloat16, for one sentence, or where the copy would be large."""
+    speech_model = model.load(home / "base", {}).eval()
+    head = speech_model.talker.code_predictor.lm_head[0]
+    states, many = torch.randn(4, 2, head.in_features), layers.packs(torch.device("cpu"))
+
+    def ordered(linear: torch.nn.Module = head, rows: int = 4) -> bool:
+        return not isinstance(layers.linear_of(linear, rows), partial)
+
+    assert ordered() is many and not ordered(rows=1)
+    for some in (states, states[:1], states[:, :1]):
+        found = layers.linear_of(head, 4)(some)
+        torch.testing.assert_close(found, head(some), rtol=1e-5, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not ordered()
+    assert not ordered(torch.nn.Linear(4, 4, dtype=torch.bfloat16))
+    adapter = torch.nn.Sequential(head)
+    assert layers.linear_of(adapter, 4) is adapter
+
+    def query() -> Any:
+        return layers.Stack(speech_model.talker.model, 4, 8).layers[0].query
+
+    assert isinstance(query(), partial) is not many
+    asked = wishes(speech_model, 9, 7, 8)
+    said = generate(speech_model, asked, Sampling())
+    monkeypatch.setattr(layers, "TWICE", 0)
+    assert isinstance(query(), partial)
+    for one, other in zip(said, generate(speech_model, asked, Sampling()), strict=True):
+        assert torch.equal(one.codes, other.codes)
 
 
 def test_a_speech_costs_its_own_length(home: Path) -> None:
