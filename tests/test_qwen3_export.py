@@ -607,8 +607,9 @@ def test_a_resumed_run_may_leave_the_self_test_out_but_not_train_otherwise(home:
 
 
 def test_a_checkpoint_that_a_fresh_process_cannot_use_is_never_published(
-    home: Path, tmp_path: Path, forked: None
+    home: Path, tmp_path: Path
 ) -> None:
+    """Here the process is a fresh one; elsewhere tests fork it, which is quicker."""
     recipe = recipe_of(home / "base", "lora")
     speech = taught(recipe, voices_of(home))
     inputs = row_of(home)

@@ -149,8 +149,8 @@ def linear_of(module: nn.Module, rows: int = 1) -> Map:
     """A linear layer without a module's detours; an adapter as it is.
 
     For more than one row in float32 on a CPU, a copy of the weight in the order in which oneDNN
-    reads it: as it lies, a product of a few rows takes several times one row's time, and most of
-    that goes into the ordering. It is what torch.compile does to a frozen model.
+    reads it: a product of eight rows then takes about half the time (docs/benchmarks.md). It is
+    what torch.compile does to a frozen model.
     """
     if type(module) is not nn.Linear:
         return module
