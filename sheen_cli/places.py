@@ -68,7 +68,7 @@ def found(name: str) -> Path | str:
         )
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or path.parent.is_dir():
         return path  # whose absence is said along with what lies near it
-    if near := checkpoints.nearest(path):  # the Hub, if it does not answer, takes half a minute
+    if near := checkpoints.nearest(path):
         console.say(f"{name} is no folder here; did you mean {near}? Asking the Hub for it")
     return pulled(name) or name
 
@@ -83,7 +83,7 @@ def pulled(name: str) -> Path | None:
     """The folder of a checkpoint on the Hub, downloaded once; None where the repository is none of
     ours, or nothing can be downloaded now.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -91,8 +91,9 @@ def pulled(name: str) -> Path | None:
     )
 
     try:
-        hf_hub_download(name, RECIPE)
-        return Path(snapshot_download(name))
+        # asks once; `hf_hub_download` asks a Hub that is away for half a minute
+        folder = snapshot_download(name, allow_patterns=RECIPE)
+        return Path(snapshot_download(name)) if Path(folder, RECIPE).is_file() else None
     except EntryNotFoundError:  # also where it is not on this machine and the Hub is out of reach
         return None
     except RepositoryNotFoundError:

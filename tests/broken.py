@@ -16,7 +16,8 @@ from random import Random
 from sheen_cli import audio
 from sheen_cli.babble import speech
 
-SECONDS = 25  # for an import; PyTorch's own must fit in, on a busy machine
+# Seconds for an import, on a busy machine: PyTorch's own must fit in, but for a Python that has it
+COLD, WARM = 25, 8
 
 WHOLE = """
 import sheen_cli
@@ -126,7 +127,7 @@ def sheen(
         env={
             **os.environ,
             "PYTHONPATH": str(folder),
-            "SHEEN_PLUGIN_TIMEOUT": str(SECONDS),
+            "SHEEN_PLUGIN_TIMEOUT": str(WARM if python else COLD),
             "OMP_NUM_THREADS": "1",
             **environment,
         },
@@ -146,12 +147,12 @@ def recordings(folder: Path) -> Path:
     return folder
 
 
-def patient(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
+def patient(folder: Path, name: str, python: Path | None) -> subprocess.CompletedProcess[str]:
     """Ask for a backbone that hangs, until sheen says so; it is stopped then, as by Ctrl-C's
     stronger brother, with code -9.
     """
     environment = {**os.environ, "PYTHONPATH": str(folder), "SHEEN_PLUGIN_TIMEOUT": "1"}
-    command = [sys.executable, "-m", "sheen_cli", "recipes", "show", name]
+    command = [python or sys.executable, "-m", "sheen_cli", "recipes", "show", name]
     with subprocess.Popen(
         command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -161,15 +162,15 @@ def patient(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, process.returncode, "", said)
 
 
-def ask(folder: Path, plugin: Plugin) -> list[str]:
+def ask(folder: Path, plugin: Plugin, python: Path | None) -> list[str]:
     """Ask for one broken backbone: what is wrong with the answer."""
     if plugin.name == "hang":
-        out, codes = patient(folder, plugin.name), {-9}
+        out, codes = patient(folder, plugin.name, python), {-9}
     elif plugin.name == "crash":
         arguments = ("--recipe", "crash", "--dataset", folder / "set", "--out", folder / "out")
-        out, codes = sheen(folder, "prepare", *arguments), {1}
+        out, codes = sheen(folder, "prepare", *arguments, python=python), {1}
     else:
-        out, codes = sheen(folder, "recipes", "show", plugin.name), {2}
+        out, codes = sheen(folder, "recipes", "show", plugin.name, python=python), {2}
     wanted = [plugin.cause, f"pip uninstall {plugin.distributions[0]}", *plugin.distributions]
     wanted += ["Traceback", "hook prepare()", "package broken-crash 1.0"] * (plugin.name == "crash")
     problems = [
@@ -199,8 +200,8 @@ def listed(plugin: Plugin, table: str, rows: list[dict[str, str | None]], health
 
 
 def findings(folder: Path, seed: int = 0, python: Path | None = None) -> dict[str, list[str]]:
-    """Install the ten kinds into `folder`, run the commands, `doctor` by `python`: kind -> what is
-    wrong.
+    """Install the ten kinds into `folder`, run the commands, by `python` if it is given: kind ->
+    what is wrong.
 
     What is wrong with the other commands stands under "the rest".
     """
@@ -222,10 +223,10 @@ def findings(folder: Path, seed: int = 0, python: Path | None = None) -> dict[st
     # most of the time goes into waiting for one that hangs
     with ThreadPoolExecutor(3) as pool:
         running = {
-            name: pool.submit(sheen, folder, *words, python=python if name == "doctor" else None)
+            name: pool.submit(sheen, folder, *words, python=python)
             for name, words in commands.items()
         }
-        asked = {plugin.name: pool.submit(ask, folder, plugin) for plugin in kinds}
+        asked = {plugin.name: pool.submit(ask, folder, plugin, python) for plugin in kinds}
         out = {name: future.result() for name, future in running.items()}
     found = {plugin.name: asked[plugin.name].result() for plugin in kinds}
     bad = {"doctor": 1}
@@ -241,7 +242,8 @@ def findings(folder: Path, seed: int = 0, python: Path | None = None) -> dict[st
     health = " ".join(out["doctor"].stdout.split())
     for plugin in kinds:
         if plugin.name == "hang":
-            plugin = replace(plugin, cause=f"did not end within {SECONDS} s")
+            limit = WARM if python else COLD
+            plugin = replace(plugin, cause=f"did not end within {limit} s")
         found[plugin.name] += listed(plugin, out["table"].stdout, rows, health)
     demo = [row for row in rows if row["name"] == "demo"]
     if [row["error"] for row in demo] != [None] or "ok backbone demo" not in health:

@@ -101,6 +101,23 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield started.python
 
 
+@pytest.fixture(scope="session")
+def warm_kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Python whose processes have imported what the kit's fresh process imports, but no plugin,
+    and hash as that one is asked to.
+    """
+    surroundings = {**os.environ, "PYTHONHASHSEED": "4321"}
+    folder = tmp_path_factory.mktemp("kit")
+    with Warm(folder, "sheen_cli.testing.child", environment=surroundings) as started:
+        yield started.python
+
+
+@pytest.fixture
+def kit(warm_kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract kit, if it is run in this test, forks its fresh process from that one."""
+    monkeypatch.setattr(sys, "executable", str(warm_kit))
+
+
 @pytest.fixture(scope="module")
 def forked(warm: Path) -> Iterator[None]:
     """From here on the processes that sheen itself starts are forked from that one."""

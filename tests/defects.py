@@ -32,7 +32,7 @@ from sheen_cli import (
     hookimpl,
 )
 
-TINY = ("model.hidden=48", "train.max_steps=100", "train.learning_rate=0.01", "log.samples=0")
+TINY = ("model.hidden=96", "train.max_steps=50", "train.learning_rate=0.03")
 HOOKS = ("describe", "prepare", "collate", "load", "loss", "train", "synth")
 
 

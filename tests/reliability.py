@@ -23,13 +23,13 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from broken import broken_plugins
@@ -41,6 +41,7 @@ from sheen_cli import checkpoints, cli, jobs
 from sheen_cli.backbones import resolve
 from sheen_cli.prepare import prepare
 
+T = TypeVar("T")
 SEED = 20_251
 # Accumulation, a short last window (19 rows, windows of 8), dropout, augmentation, a schedule, and
 # a rate so high that the best checkpoint is not the last one.
@@ -70,7 +71,7 @@ class Figure:
 @dataclass(frozen=True)
 class Lab:
     """Where the runs lie, the data that all of them train on, the seed of all chance, and how many
-    operations on the file system one kill stands for.
+    cases one stands for.
     """
 
     root: Path
@@ -80,6 +81,14 @@ class Lab:
 
     def random(self, *what: object) -> Random:
         return Random(repr((self.seed, *what)))
+
+    def some(self, cases: Iterable[T]) -> list[T]:
+        """One in `every` of the cases, drawn by the seed; all of them if that is 1."""
+        pool = list(cases)
+        chosen = self.random("some", len(pool)).sample(
+            range(len(pool)), -(-len(pool) // self.every)
+        )
+        return [pool[number] for number in sorted(chosen)]
 
     def fresh(self, name: str) -> Path:
         folder = self.root / name
@@ -111,10 +120,14 @@ class Lab:
 
 
 def count(name: str, lab: Lab, promised: int, note: str, results: list[str | None]) -> Figure:
-    """A figure of cases, each of which returned what was wrong with it, or None."""
+    """A figure of cases, each of which returned what was wrong with it, or None; `promised` are
+    those of all of them.
+    """
     wrong = [result for result in results if result is not None]
     passed = len(results) - len(wrong)
-    return Figure(name, passed, len(results), promised, lab.seed, note, wrong[:5])
+    note = f"one case in {lab.every}; {note}" if lab.every > 1 else note
+    least = promised // lab.every
+    return Figure(name, passed, len(results), least, lab.seed, note, wrong[:5])
 
 
 LINKS = ("best", "last")
@@ -202,7 +215,7 @@ def every_operation(lab: Lab) -> Figure:
     whole = lab.undisturbed(folder, *SAVES)
     results, saves = killed_everywhere(lab, folder, whole, whole, resume=False)
     note = f"{saves} saves of a run of 3 steps; half of a write is on the disk"
-    return count(f"kill at {every(lab)} operation of a save", lab, 60, note, results)
+    return count("kill at every operation of a save", lab, 60, note, results)
 
 
 def every_operation_of_a_resume(lab: Lab) -> Figure:
@@ -220,11 +233,7 @@ def every_operation_of_a_resume(lab: Lab) -> Figure:
         log.write('{"step": 4, "loss": 1}\n{"step": 5, "lo')
     results, _ = killed_everywhere(lab, folder, start, whole, resume=True)
     note = "newest checkpoint damaged, log ahead, leavings of a crash"
-    return count(f"kill at {every(lab)} operation of a resume", lab, 30, note, results)
-
-
-def every(lab: Lab) -> str:
-    return "every" if lab.every == 1 else f"1 in {lab.every} of every"
+    return count("kill at every operation of a resume", lab, 30, note, results)
 
 
 def killed_everywhere(
@@ -275,9 +284,9 @@ def killed_everywhere(
         return problem and f"{where}: {problem}"
 
     ends = published[0] if resume else len(operations)
-    # around what makes a checkpoint one, and evenly between
+    # around what makes a checkpoint one, and between
     near = {number + step for number in published for step in (0, 1)}
-    chosen = [n for n in range(1, ends + 1) if n % lab.every == 1 % lab.every or n in near]
+    chosen = sorted({*near, *lab.some(range(1, ends + 1))} & {*range(1, ends + 1)})
     return schedule([case(fatal) for fatal in chosen], folder), len(published)
 
 
@@ -316,7 +325,7 @@ def random_moments(lab: Lab) -> Figure:
         nonlocal between, repeated, most
         out = folder / f"run-{number}"
         # a machine that got quicker since ends before: then the times are drawn from less
-        scale = 0.5 if number >= 10 and between < number // 2 else 1.0
+        scale = 0.5 if number >= half and between < number // 2 else 1.0
         moment = first + (last - first) * scale * chance.random()
         end = yield Job(partial(run, out, False), kill_after=moment)
         done = folder / f"{out.name}.txt"
@@ -331,8 +340,10 @@ def random_moments(lab: Lab) -> Figure:
         repeated, most = repeated + extra, max(most, extra)
         return None
 
-    results = schedule([case(number) for number in range(20)], folder)
-    if between < 10:
+    cases = [case(number) for number in lab.some(range(20))]
+    half = len(cases) // 2
+    results = schedule(cases, folder)
+    if between < half:
         results[0] = f"only {between} kills fell between the first and the last write"
     note = f"{between} between first and last write; {repeated} steps repeated, {most} at most"
     return count("kill at random moments", lab, 20, note, results)
@@ -390,7 +401,7 @@ def exact_resume(lab: Lab) -> Figure:
         return None
 
     cases = [case(name, workers, n) for name in STOPS for workers in (0, 2) for n in (1, 2, 3)]
-    results = schedule(cases, folder)
+    results = schedule(lab.some(cases), folder)
     note = "6 stop points x workers 0, 2 x resumed 1-3 times; "
     note += f"{repeated} steps repeated after {kills} kills"
     return count("exact resume (s0_12, s2_43)", lab, 36, note, results)
@@ -461,7 +472,7 @@ def damaged_newest(lab: Lab) -> Figure:
         problem = rerun_differs(end, out, whole)
         return problem and f"{what}: {problem}"
 
-    results = schedule([case(*each) for each in enumerate(mutations)], folder)
+    results = schedule([case(*each) for each in enumerate(lab.some(mutations))], folder)
     note = "the one before is used, folder and reason are said"
     return count("damaged newest checkpoint", lab, 30, note, results)
 
@@ -506,7 +517,7 @@ def full_disk(lab: Lab) -> Figure:
         problem = rerun_differs(end, out, whole)
         return problem and f"{where}: {problem}"
 
-    results = schedule([case(limit) for limit in limits], folder)
+    results = schedule([case(limit) for limit in lab.some(limits)], folder)
     note = "exit 5, one line with file and free space; the rerun equals"
     return count("full disk", lab, 8, note, results)
 
@@ -516,7 +527,7 @@ def two_writers(lab: Lab) -> Figure:
     still alive, and the next one starts at once.
     """
     folder = lab.fresh("writers")
-    results = [race(lab, folder, number) for number in range(20)]
+    results = [race(lab, folder, number) for number in lab.some(range(20))]
     note = "exit 3 names pid, host, command; after kill -9 (half: 2 workers) the next one starts"
     return count("two writers at once", lab, 20, note, results)
 
@@ -641,7 +652,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What sheen promises of crashes, counted.")
     parser.add_argument("--seed", default=str(SEED), help="a number, or `random`")
     parser.add_argument("--only", action="append", choices=FIGURES, help="may be given again")
-    parser.add_argument("--every", type=int, default=1, help="kill at one operation of so many")
+    parser.add_argument("--every", type=int, default=1, help="try one case of so many")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     seed = SystemRandom().randrange(1_000_000) if given.seed == "random" else int(given.seed)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from conftest import sheen
 from test_docs import commands, keys
-from warm import Warm
 
 from sheen_cli.backbones import HOOKS
 from sheen_cli.testing import RULES
@@ -50,10 +49,8 @@ def environment(site: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def verdicts(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What the kit says of every defective backbone; two processes share the work. The processes
-    that the kit itself starts have imported what it imports there, and not the plugin.
-    """
+def defective(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which all defective backbones are installed."""
     recipes = tmp_path_factory.mktemp("recipes")
     points = []
     for name in ALL:
@@ -63,20 +60,26 @@ def verdicts(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sheen-defects\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("\n".join(["[sheen]", *points]) + "\n")
+    return environment(site, DEFECTS=str(recipes))
 
-    surroundings = environment(site, DEFECTS=str(recipes))
+
+def judge(extent: str, defective: dict[str, str], python: Path) -> dict[str, dict]:
+    """What the kit says of every defective backbone; two processes share the work."""
 
     def run(names: list[str]) -> list[dict]:
-        command = [sys.executable, HERE / "kit_worker.py", warm.python, *names]
-        out = subprocess.run(command, env=surroundings, capture_output=True, text=True)
+        command = [sys.executable, HERE / "kit_worker.py", python, extent, *names]
+        out = subprocess.run(command, env=defective, capture_output=True, text=True)
         assert out.returncode == 0, out.stderr[-3000:]
         return [json.loads(line) for line in out.stdout.splitlines()]
 
-    hashes = {"PYTHONHASHSEED": "4321"}  # which the kit asks for
-    started = Warm(recipes, "sheen_cli.testing.child", environment={**surroundings, **hashes})
-    with started as warm, ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
         found = [each for some in pool.map(run, (ALL[::2], ALL[1::2])) for each in some]
     return {each["name"]: each for each in found}
+
+
+@pytest.fixture(scope="session")
+def verdicts(defective: dict[str, str], warm_kit: Path) -> dict[str, dict]:
+    return judge("brief", defective, warm_kit)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,6 +88,14 @@ def test_each_defect_breaks_its_rule_and_no_other(verdicts: dict[str, dict], nam
     assert list(broken) == [name], broken
     rule = next(rule for rule in RULES if rule.name == name)
     assert f"{name}: {rule.hook}: " in broken[name] and f"cause: {rule.cause}" in broken[name]
+
+
+@pytest.mark.slow
+def test_nor_any_rule_that_trains_a_model(defective: dict[str, str], warm_kit: Path) -> None:
+    verdicts = judge("all", defective, warm_kit)
+    found = {name: list(verdict["broken"]) for name, verdict in verdicts.items()}
+    wanted = {**{name: [name] for name in NAMES}, **{name: [] for name in RIGHT}}
+    assert found == wanted | {name: [rule] for name, rule in FURTHER.items()}
 
 
 @pytest.mark.parametrize("name", FURTHER)
@@ -101,7 +112,7 @@ def test_a_backbone_without_codes_is_judged_by_what_it_has(verdicts: dict[str, d
     assert set(verdicts["codeless"]["not offered"]) == {"end", "targets", "logits", "nll", "learns"}
 
 
-def test_the_demo_passes_every_rule() -> None:
+def test_the_demo_passes_every_rule(kit: None) -> None:
     report = json.loads(sheen("plugins", "check", "demo", "--json").stdout)
     documented = keys(commands()["plugins check"])
     assert list(report) == list(documented[0])
@@ -119,7 +130,7 @@ def test_the_third_party_package_passes_its_own_test_of_the_contract(site: Path)
 
 
 def test_a_broken_rule_is_exit_code_1_and_an_unknown_backbone_2(
-    site: Path, monkeypatch: pytest.MonkeyPatch
+    site: Path, kit: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("PYTHONPATH", environment(site)["PYTHONPATH"])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from conftest import TINY, sheen
 from fakehub import FakeHub, card_problems
 from huggingface_hub import constants
+from warm import Warm
 
 from sheen_cli import bundle, card, checkpoints, hub
 from sheen_cli.bundle import Bundle, without_paths
@@ -285,11 +287,15 @@ def test_no_secret_in_any_byte_written_or_sent(data: Path, tmp_path: Path) -> No
     in a second run.
     """
     key, secret = "ca9a11ce5eed" * 3 + "cafe", "url-password"
-    with FakeHub(tmp_path / "hub", tokens=[TOKEN], canaries=[TOKEN, key, secret]) as server:
+    hub = FakeHub(tmp_path / "hub", tokens=[TOKEN], canaries=[TOKEN, key, secret])
+    with hub as server, ExitStack() as quick:
         there = {**server.env(tmp_path / "cache"), "WANDB_API_KEY": key, "WANDB_MODE": "offline"}
         there["HTTPS_PROXY"] = f"http://user:{secret}@127.0.0.1:9"
         (tmp_path / "cache").mkdir()
         said = b""
+        warm = quick.enter_context(
+            Warm(tmp_path, "sheen_cli.training", "sheen_demo.voice", "wandb", environment=there)
+        )
         for number, (name, extra) in enumerate([("env", {"HF_TOKEN": TOKEN}), ("stored", {})]):
             if not extra:
                 (tmp_path / "cache" / "token").write_text(TOKEN)
@@ -303,7 +309,7 @@ def test_no_secret_in_any_byte_written_or_sent(data: Path, tmp_path: Path) -> No
                 f"{REPO}-{number}",
             ]
             done = subprocess.run(
-                [sys.executable, "-m", "sheen_cli", *map(str, arguments)],
+                [warm.python, "-m", "sheen_cli", *map(str, arguments)],
                 capture_output=True, env={**there, **extra},
             )  # fmt: skip
             assert done.returncode == 0 and b"warning" not in done.stderr, done.stderr

@@ -36,8 +36,8 @@ RUN = (
     "log.every=1",
 )
 
-test_contract_of_qwen_snac = contract("qwen-snac")
-test_contract_of_llama_codes = contract("llama-codes")
+test_contract_of_qwen_snac = pytest.mark.usefixtures("kit")(contract("qwen-snac"))
+test_contract_of_llama_codes = pytest.mark.usefixtures("kit")(contract("llama-codes"))
 
 
 @pytest.fixture(scope="module")

@@ -68,11 +68,11 @@ def test_of_two_copies_of_a_package_the_first_on_the_path_counts(tmp_path: Path)
     assert out.returncode == 2 and "OSError: first" in out.stderr and "offered" not in out.stderr
 
 
-def test_a_plugin_that_ends_the_process_is_named(tmp_path: Path) -> None:
+def test_a_plugin_that_ends_the_process_is_named(warm: Path, tmp_path: Path) -> None:
     install(tmp_path, Plugin("gone", "import os\nos._exit(0)\n", ""))
     install(tmp_path, Plugin("shot", "import os\nos.kill(os.getpid(), 11)\n", ""))
     install(tmp_path, Plugin("loud", "print('{}')\nraise KeyError('k')\n", ""))
-    out = sheen(tmp_path, "plugins", "list", "--json")
+    out = sheen(tmp_path, "plugins", "list", "--json", python=warm)
     errors = {row["name"]: row["error"] for row in json.loads(out.stdout)}
     assert out.returncode == 0 and errors["demo"] is None
     assert "its import ended the process (exit code 0)" in errors["gone"]
@@ -86,7 +86,9 @@ def test_two_packages_with_one_name_are_both_named(tmp_path: Path) -> None:
     assert out.returncode == 2 and "offered by broken-twin and sheen-tts" in out.stderr
 
 
-def test_a_crash_in_a_hook_names_the_package_and_keeps_its_traceback(tmp_path: Path) -> None:
+def test_a_crash_in_a_hook_names_the_package_and_keeps_its_traceback(
+    warm: Path, tmp_path: Path
+) -> None:
     crashes = {
         "late": ("yield {}; print('printed'); 1 / 0", "ZeroDivisionError: division by zero"),
         "exits": ("raise SystemExit(0)", "RuntimeError: hook prepare() ended the program"),
@@ -98,7 +100,7 @@ def test_a_crash_in_a_hook_names_the_package_and_keeps_its_traceback(tmp_path: P
     recordings(tmp_path / "set")
     for name, (_, cause) in crashes.items():
         arguments = ("--recipe", name, "--dataset", "set", "--out", name, "--json")
-        out = sheen(tmp_path, "prepare", *arguments)
+        out = sheen(tmp_path, "prepare", *arguments, python=warm)
         assert cause in out.stderr and out.stdout == "", out.stderr
         assert f"hook prepare() of backbone '{name}', package broken-{name} 1.0" in out.stderr
         assert (
@@ -134,7 +136,7 @@ def test_a_backbone_crosses_to_another_process() -> None:
     ],
 )
 def test_strict_raises_the_original(
-    name: str, command: tuple[str, ...], cause: str, tmp_path: Path
+    name: str, command: tuple[str, ...], cause: str, warm: Path, tmp_path: Path
 ) -> None:
     asleep = Plugin("asleep", "import time\ntime.sleep(60)\n", "")
     others = [asleep, Plugin("yaml", "", "")]
@@ -145,7 +147,7 @@ def test_strict_raises_the_original(
     limits = {"SHEEN_STRICT_PLUGINS": "1"}
     if name == "asleep":  # it comes first, so nothing else meets the limit
         limits["SHEEN_PLUGIN_TIMEOUT"] = "2"
-    out = sheen(tmp_path, *command, **limits)
+    out = sheen(tmp_path, *command, python=warm, **limits)
     assert (
         out.returncode == 1 and "Traceback" in out.stderr and (cause or plugin.cause) in out.stderr
     )

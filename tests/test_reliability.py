@@ -1,6 +1,5 @@
-"""The figures of `make reliability`, with the seed that it prints: all cases of each pass, but that
-a kill at every operation is one at each third. And what is too small for a figure: who may write,
-and the exit codes.
+"""The figures of `make reliability`, with the seed that it prints: here a quarter of their cases,
+all of them in the slow test. And what is too small for a figure: who may write, and the exit codes.
 """
 
 import json
@@ -19,6 +18,7 @@ from reliability import FIGURES
 from sheen_cli import locks
 from sheen_cli.errors import Busy
 
+SHARE = 4
 PROMISED = {"operations": 60, "resumes": 30, "moments": 20, "exact": 36, "damaged": 30}
 PROMISED |= {"disk": 8, "writers": 20}
 HERE = [name for name in FIGURES if name != "plugins"]  # which test_plugins has
@@ -27,7 +27,12 @@ HERE = [name for name in FIGURES if name != "plugins"]  # which test_plugins has
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
     """All of them from one process, which imports torch once and forks its runs."""
-    command = [sys.executable, Path(__file__).with_name("reliability.py"), "--json", "--every=3"]
+    command = [
+        sys.executable,
+        Path(__file__).with_name("reliability.py"),
+        "--json",
+        f"--every={SHARE}",
+    ]
     command += [f"--only={name}" for name in HERE]
     end = subprocess.run(command, capture_output=True, text=True)
     assert end.stdout, end.stderr[-3000:]
@@ -41,13 +46,12 @@ def test_s0_12_s2_43_reliability(figures: dict[str, Any], name: str) -> None:
     """s0_12 and s2_43, a resumed run equals an uninterrupted one, are `exact`."""
     figure = figures[name]
     assert figure["passed"] == figure["n"], figure["failures"]
-    assert figure["n"] >= PROMISED.get(name, figure["promised"])
+    assert figure["n"] >= figure["promised"] >= PROMISED[name] // SHARE
 
 
 @pytest.mark.slow
-def test_every_operation() -> None:
+def test_all_cases_of_all_figures() -> None:
     command = [sys.executable, Path(__file__).with_name("reliability.py")]
-    command += ["--only=operations", "--only=resumes"]
     end = subprocess.run(command, capture_output=True, text=True)
     assert end.returncode == 0, end.stdout + end.stderr
 

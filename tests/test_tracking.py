@@ -355,7 +355,7 @@ def test_a_server_that_is_no_use_costs_nothing(
     recorded_offline(tmp_path / "run", capfd.readouterr().err, reason)
 
 
-def test_nobody_is_asked_for_a_login(data: Path, tmp_path: Path) -> None:
+def test_nobody_is_asked_for_a_login(data: Path, warm: Path, tmp_path: Path) -> None:
     """On a terminal, which has somebody who could be asked; in bf16, whose samples are spoken as
     validation computes.
     """
@@ -365,7 +365,7 @@ def test_nobody_is_asked_for_a_login(data: Path, tmp_path: Path) -> None:
     settings = [*TINY, "log.samples=1", "train.precision=bf16"]
     arguments = ["train", "--recipe", "demo", "--data", data, "--out", out, *settings, "--wandb"]
     done = subprocess.run(
-        [sys.executable, "-m", "sheen_cli", *map(str, arguments)],
+        [warm, "-m", "sheen_cli", *map(str, arguments)],
         stdin=theirs, capture_output=True, text=True, timeout=120, env=wandb_env(),
     )  # fmt: skip
     for end in (ours, theirs):

@@ -160,7 +160,7 @@ jobs.train(recipe, backbone, Path(sys.argv[1]), Path(sys.argv[2]), resume=False)
 """
 
 
-def test_two_ranks_equal_one(data: Path, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(data: Path, warm: Path, tmp_path: Path) -> None:
     """Two real processes under gloo: the same losses, validation and weights as one process with
     the batch of both.
     """
@@ -176,7 +176,7 @@ def test_two_ranks_equal_one(data: Path, tmp_path: Path) -> None:
     recipe, backbone = resolve("demo", [*common, "train.batch_size=6"])
     jobs.train(recipe, backbone, data, one, resume=False)
     launcher = [
-        sys.executable,
+        warm,
         "-m",
         "torch.distributed.run",
         "--nproc-per-node=2",

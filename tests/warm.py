@@ -23,6 +23,7 @@ import subprocess
 import sys
 import traceback
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -121,19 +122,19 @@ def keep(client: socket.socket, shelf: list[str]) -> NoReturn:
 
 
 def become(arguments: list[str], folder: str, environment: dict[str, str], shelf: list[str]) -> int:
-    """Do as `python ARGUMENTS` would, for -m, -c, -P and a script; returns the exit code."""
+    """Do as `python ARGUMENTS` would, for -m, -c and a script, with -P or -u; returns the code."""
     hashes = environment.get("PYTHONHASHSEED")
     assert hashes in (None, os.environ.get("PYTHONHASHSEED")), "this one hashes otherwise"
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     more = environment.get("PYTHONPATH", "").split(os.pathsep)
-    safe = "-P" in arguments[:1]
-    kind, what, *rest = arguments[safe:]
+    flags = list(takewhile(("-P", "-u").__contains__, arguments))
+    kind, what, *rest = arguments[len(flags) :]
     if kind not in ("-m", "-c"):
         kind, what, rest = "", kind, [what, *rest]
         folder = os.path.dirname(os.path.abspath(what))
-    sys.path[:] = [*([] if safe else [folder]), *filter(None, more), *shelf]
+    sys.path[:] = [*([] if "-P" in flags else [folder]), *filter(None, more), *shelf]
     sys.argv[:] = [what, *rest]
     importlib.invalidate_caches()
     # buffered as a new process's are

@@ -45,7 +45,7 @@ SETTINGS = (
     "train.max_minutes=null", "train.epochs=null", "train.max_steps=200", "train.batch_size=2",
     "train.accumulate=1", "train.bucket=1", "train.schedule=constant", "train.warmup_steps=0",
     "train.precision=fp32", "train.threads=null", "train.workers=0", "train.weight_decay=0",
-    "train.save_every=100000", "train.validate_every=100000",
+    "train.save_every=100000", "train.validate_every=100000", "log.samples=0",
 )  # fmt: skip
 STEPS = 3  # an adapter that starts as zero lets its other half learn from the second step on
 PATIENCE = 1200  # seconds that the fresh process may take

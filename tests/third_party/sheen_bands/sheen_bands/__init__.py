@@ -50,7 +50,7 @@ def describe() -> BackboneSpec:
         recipe="bands",
         frame_rate=RATE / HOP,
         codebooks=(LEVELS,) * BANDS,
-        tiny=lambda folder: ["model.hidden=48", "train.max_steps=150", "train.learning_rate=0.01"],
+        tiny=lambda folder: ["model.hidden=96", "train.max_steps=50", "train.learning_rate=0.03"],
     )
 
 
