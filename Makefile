@@ -7,13 +7,16 @@ HF_READY := .venv-hf/.ready
 EXTRAS := all,dev
 HF_EXTRAS := qwen3-tts-hf,wandb,dev
 
-.PHONY: demo test test-all test-hf reliability lint clean
+.PHONY: demo test fast test-all test-hf reliability lint clean
 
 demo: $(READY)
 	@$(BIN)/sheen demo --overwrite
 	@echo "(sheen is $(BIN)/sheen here)"
 
-test: $(READY) lint
+test: $(READY)
+	@$(MAKE) --no-print-directory -j2 lint fast
+
+fast:
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY) lint

@@ -29,8 +29,9 @@ from sheen_cli.splits import SPLITS
 # What may change between a run and its resumption: where it ends, and what is only watched.
 FREE = {
     "train.max_steps", "train.epochs", "train.max_minutes", "train.workers", "train.validate_every",
-    "train.save_every", "train.keep", "log.every", "log.samples", "log.sentences", "log.wandb",
-    "log.project", "log.run_name", "hub.push_to", "hub.private", "hub.which", "hub.license",
+    "train.save_every", "train.save_state", "train.keep", "log.every", "log.samples",
+    "log.sentences", "log.wandb", "log.project", "log.run_name", "hub.push_to", "hub.private",
+    "hub.which", "hub.license",
     "synth.seed", "synth.greedy", "synth.max_seconds",
 }  # fmt: skip
 # What a folder may hold in which a run was killed before its run.json was there.
@@ -242,6 +243,11 @@ def begin(
     start = checkpoints.newest(out)
     if start is None:
         raise SheenError(f"every checkpoint in {out} is damaged; choose another --out")
+    if not (start / checkpoints.STATE).is_dir():
+        raise SheenError(
+            f"{start} holds the model alone (train.save_state=false): there is nothing to go on "
+            f"from; choose another --out"
+        )
     console.say(f"resuming from {start}")
     return start
 

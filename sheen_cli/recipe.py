@@ -109,6 +109,7 @@ class Train(Section):
     validate_every: PositiveInt = 500  # steps
     save_every: PositiveInt = 500  # steps
     save_epochs: bool = False  # the end of each epoch is saved, too, and stays as epoch-N
+    save_state: bool = True  # a checkpoint has what a resumed run needs; false: the model alone
     keep: PositiveInt = 2  # newest checkpoints that stay, besides the best
     seed: int = 42
 

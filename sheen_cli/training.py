@@ -182,6 +182,8 @@ def validate_and_save(
 
     def fill(folder: Path) -> None:
         save(parallel.unwrap_model(model), folder)
+        if not train.save_state:
+            return
         state = folder / checkpoints.STATE
         state.mkdir()
         dump(optimizer.state_dict(), state / "optimizer.pt")

@@ -28,11 +28,15 @@ SHEEN = [sys.executable, "-m", "sheen_cli"]
 
 
 def shell(
-    *arguments: object, cwd: Path, code: int = 0, **environment: str
+    *arguments: object,
+    cwd: Path,
+    code: int = 0,
+    python: object = sys.executable,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """A real process, somewhere else than the checkout."""
+    """A real process, of this Python or another, somewhere else than the checkout."""
     out = subprocess.run(
-        [*SHEEN, *map(str, arguments)],
+        [python, "-m", "sheen_cli", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -273,7 +277,7 @@ def test_a_folder_without_metadata(tmp_path: Path) -> None:
 
 
 def test_the_four_commands_from_a_shell_somewhere_else(  # S0-6, S1-G1
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_folder(tmp_path / "my set", digit_sentences(16))
     home = tmp_path / "elsewhere"
@@ -284,7 +288,7 @@ def test_the_four_commands_from_a_shell_somewhere_else(  # S0-6, S1-G1
     assert (
         "rows" in out.stdout and "voice 0" in out.stdout and "\x1b" not in out.stdout + out.stderr
     )
-    out = shell("train", *TINY, cwd=home)
+    out = shell("train", *TINY, cwd=home, python=warm)
     assert "'demo' fits the data" in out.stderr and "runs/demo/best -> checkpoint-3" in out.stdout
     (home / "lines.txt").write_text("one two\n\nthree\n")
     out = shell(
@@ -297,6 +301,7 @@ def test_the_four_commands_from_a_shell_somewhere_else(  # S0-6, S1-G1
         "--max-seconds",
         1,
         cwd=home,
+        python=warm,
     )
     facts = [json.loads(line) for line in out.stdout.splitlines()]
     assert [line["text"] for line in facts] == ["one two", "three"]

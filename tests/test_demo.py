@@ -98,8 +98,8 @@ def test_a_short_training_says_new_sentences_of_few_words(tmp_path: Path) -> Non
     (folder / "metadata.csv").write_text("".join(lines))
     data, run = tmp_path / "data", tmp_path / "run"
     sheen("prepare", "--recipe", "demo", "--dataset", folder, "--out", data)
-    settings = ["train.max_minutes=null", "train.threads=1", "model.hidden=96", "model.layers=3"]
-    sheen("train", "--recipe", "demo", "--data", data, "--out", run, "--max-steps", 200, *settings)
+    settings = ["train.max_minutes=null", "train.threads=1", "model.hidden=96", "model.layers=2"]
+    sheen("train", "--recipe", "demo", "--data", data, "--out", run, "--max-steps", 120, *settings)
     voice = Voice(run)
     said = [
         (text, audio.samples)

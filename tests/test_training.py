@@ -273,6 +273,19 @@ def test_s4_29_the_end_of_each_epoch_stays(data: Path, tmp_path: Path) -> None:
     assert links == {"epoch-1": f"checkpoint-{each}"}
 
 
+def test_without_state_a_checkpoint_speaks_and_is_not_gone_on_from(
+    data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(data, out, "train.save_state=false")
+    names = {path.name for path in (out / "last").iterdir()}
+    assert names == {"model.safetensors", "recipe.yaml", "artifacts", "manifest.json"}
+    assert checkpoints.check(out / "last") is None
+    sheen("synth", out, "--text", "one", "-o", tmp_path / "x.wav", "--max-seconds", "0.2")
+    with pytest.raises(SheenError, match=r"checkpoint-3 holds the model alone .* nothing to"):
+        train(data, out, "train.max_steps=4", resume=True)
+
+
 def test_without_validation_best_is_last(folder: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     settings = ["data.validation=0", f"data.dataset={folder}"]
