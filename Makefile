@@ -5,6 +5,8 @@ READY := .venv/.ready
 HF := .venv-hf/bin
 HF_READY := .venv-hf/.ready
 EXTRAS := all,dev
+# Each process would compile PyTorch anew, where an environment forbids to write what was compiled.
+export PYTHONDONTWRITEBYTECODE :=
 HF_EXTRAS := qwen3-tts-hf,wandb,dev
 
 .PHONY: demo test fast test-all test-hf reliability lint clean
