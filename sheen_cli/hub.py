@@ -270,11 +270,10 @@ def look_ahead(recipe: Recipe[Any]) -> None:
     wish = recipe.hub
     if wish.push_to is not None and not console.mute():
         try:
-            doubt = check(client(), wish.push_to, wish.private)
+            if doubt := check(client(), wish.push_to, wish.private):
+                console.warn(f"the upload to {wish.push_to} may be refused: {doubt}")
         except Exception as error:
-            doubt = brief(error)
-        if doubt:
-            console.warn(f"no upload to {wish.push_to} as things are: {doubt}")
+            console.warn(f"no upload to {wish.push_to} as things are: {brief(error)}")
 
 
 def push_trained(recipe: Recipe[Any], run: Path) -> None:

@@ -62,9 +62,10 @@ def found(name: str) -> Path | str:
             return path
         if (path / "config.json").is_file():
             return name
+        inner = ", ".join(sorted(str(each.parent) for each in path.glob("*/config.json")))
         raise SheenError(
             f"{name} holds no model: neither a checkpoint ({checkpoints.MANIFEST}), nor a run "
-            f"(best), nor a base model (config.json)"
+            f"(best), nor a base model (config.json)" + (f"; these do: {inner}" if inner else "")
         )
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or path.parent.is_dir():
         return path  # whose absence is said along with what lies near it

@@ -131,7 +131,18 @@ def ensure(recipe: Recipe[Any], backbone: Backbone, out: Path) -> None:
         console.say(f"training on {out}, which was prepared from {dataset}")
     elif not console.mute():
         console.say(f"preparing {dataset} in {out}")
-        prepare(recipe, backbone, out)
+        manifest = prepare(recipe, backbone, out)
+        (console.warn if manifest["rejected"] else console.say)(outcome(manifest, out))
+
+
+def outcome(manifest: dict[str, Any], out: Path) -> str:
+    """How many clips were read and rejected, why, and where they are named."""
+    refused = sum(manifest["rejected"].values())
+    return (
+        f"{manifest['read']} read, {refused} rejected"
+        + (f" ({tally(manifest['rejected'])})" if refused else "")
+        + (f", see {out}/rejected.jsonl" if refused and "corpus" not in manifest else "")
+    )
 
 
 def fill(

@@ -281,7 +281,8 @@ def test_somebody_elses_name_is_doubted_before_the_training(
     there.set_faults(["POST /repos/create status=403 times=-1"])
     said = training(data, tmp_path / "run", "hub.push_to=anna/voice")
     first, *_, last = said.splitlines()
-    assert "the token for the Hub is of tester, who is not known to write to anna" in first
+    assert first.startswith("warning: the upload to anna/voice may be refused: the token for the")
+    assert "Hub is of tester, who is not known to write to anna" in first
     assert last.startswith("warning: the upload failed: the Hub refuses the token: 403")
 
 

@@ -129,6 +129,8 @@ def test_which_model_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         chosen("run", recipe="mine")
     with pytest.raises(SheenError, match=r"empty holds no model: neither a checkpoint \(manifest"):
         chosen("empty")
+    with pytest.raises(SheenError, match=r"\. holds no model: .*; these do: base$"):
+        chosen(".")
     with pytest.raises(SheenError, match="one checkpoint speaks at a time, not base, run"):
         chosen("base", "run")
 

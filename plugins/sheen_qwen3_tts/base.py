@@ -121,14 +121,14 @@ def local(place: str, revision: str | None = None) -> Path:
     if place.count("/") != 1 or place.startswith((".", "/", "~")):
         raise SheenError(f"model.base={place}: neither a folder nor a Hub id of the form USER/NAME")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(place, revision=revision))
-    except LocalEntryNotFoundError as error:
-        raise SheenError(
-            f"model.base={place} is not on this machine and cannot be downloaded now: {error}"
-        ) from None
+    except LocalEntryNotFoundError:
+        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the Hub cannot be had"
+        raise SheenError(f"model.base={place} is not on this machine, and {why}") from None
     except HfHubHTTPError as error:
         raise SheenError(f"model.base={place} cannot be downloaded: {error}") from None
 

@@ -74,6 +74,15 @@ def top(
     ] = False,
 ) -> None:
     large_pages()
+    bars()
+
+
+def bars() -> None:
+    """Have the Hub's client draw its bars, also one for what is here already, on a terminal alone;
+    it heeds the variable where it is set before its import.
+    """
+    if not console.fancy():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def large_pages() -> None:

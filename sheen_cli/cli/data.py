@@ -61,8 +61,8 @@ def prepare(
     Bad clips are named in rejected.jsonl and left out.
     """
     from sheen_cli.backbones import resolve
+    from sheen_cli.prepare import outcome
     from sheen_cli.prepare import prepare as run
-    from sheen_cli.prepare import tally
 
     given = {
         "dataset": dataset,
@@ -85,12 +85,7 @@ def prepare(
         return console.result(json.dumps(manifest))
     for name, facts in manifest["splits"].items():
         console.result(f"{out / name}.jsonl  {facts['rows']} rows, {facts['hours']:.3f} h")
-    refused = sum(manifest["rejected"].values())
-    console.result(
-        f"{manifest['read']} read, {refused} rejected"
-        + (f" ({tally(manifest['rejected'])})" if refused else "")
-        + (f", see {out}/rejected.jsonl" if refused and "corpus" not in manifest else "")
-    )
+    console.result(outcome(manifest, out))
 
 
 def renamed(columns: list[str]) -> dict[str, str]:
