@@ -4,12 +4,11 @@ refused clip on record.
 
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sheen_cli import __version__, console, locks, rows
+from sheen_cli import __version__, console, locks, rejects, rows
 from sheen_cli.backbones import Backbone
 from sheen_cli.clips import Clips, Pending
 from sheen_cli.errors import SheenError
@@ -65,7 +64,7 @@ def prepare(
     clips = Clips(source, recipe, backbone.spec.sample_rate)
     # a backbone is not asked to fit anything to nothing
     if next(iter(clips), None) is None:
-        raise nothing_usable(clips)
+        raise rejects.nothing_usable(clips)
     with locks.hold(out):
         # another process may have finished it since we looked
         finished = already(out, made_from, overwrite)
@@ -132,17 +131,7 @@ def ensure(recipe: Recipe[Any], backbone: Backbone, out: Path) -> None:
     elif not console.mute():
         console.say(f"preparing {dataset} in {out}")
         manifest = prepare(recipe, backbone, out)
-        (console.warn if manifest["rejected"] else console.say)(outcome(manifest, out))
-
-
-def outcome(manifest: dict[str, Any], out: Path) -> str:
-    """How many clips were read and rejected, why, and where they are named."""
-    refused = sum(manifest["rejected"].values())
-    return (
-        f"{manifest['read']} read, {refused} rejected"
-        + (f" ({tally(manifest['rejected'])})" if refused else "")
-        + (f", see {out}/rejected.jsonl" if refused and "corpus" not in manifest else "")
-    )
+        (console.warn if manifest["rejected"] else console.say)(rejects.outcome(manifest, out))
 
 
 def fill(
@@ -154,7 +143,7 @@ def fill(
         write_text(out / AUDIO / OURS, "")
         clips.folder = (out / AUDIO).resolve()
     kept = spool(recipe, backbone, clips, out)
-    refused = write_rejected(out / "rejected.jsonl", clips.rejected)
+    refused = rejects.write(out / "rejected.jsonl", clips.rejected)
     value = {
         **head(backbone, made_from),
         "splits": write_splits(recipe, kept, out),
@@ -223,14 +212,6 @@ def refuse_foreign(out: Path) -> None:
         raise SheenError(
             f"{out} holds {', '.join(there)} that sheen did not make; choose another folder"
         )
-
-
-def nothing_usable(clips: Clips) -> SheenError:
-    reasons = tally(dict(Counter(row["reason"] for row in clips.rejected.values())))
-    first = next(iter(clips.rejected.values()), {"name": None, "detail": ""})
-    words = " ".join(filter(None, (first["name"], first["detail"])))
-    shown = f"; the first: {words}" if reasons else ""
-    return SheenError(f"no usable row in {clips.source.where}: {reasons or 'it is empty'}{shown}")
 
 
 def is_prepared(out: Path, recipe: Recipe[Any], backbone: Backbone) -> bool:
@@ -319,7 +300,7 @@ def spool(recipe: Recipe[Any], backbone: Backbone, clips: Clips, out: Path) -> l
                 f"backbone {backbone.name}: prepare() gave no row for {len(clips.pending)} clips"
             )
         if not kept:
-            raise nothing_usable(clips)
+            raise rejects.nothing_usable(clips)
         (out / rows.MANIFEST).unlink(missing_ok=True)  # from here on the old data is being replaced
     return kept
 
@@ -395,15 +376,3 @@ def clear_audio(folder: Path, used: set[Path]) -> None:
             delete(path)
     if not used:
         remove(folder)
-
-
-def write_rejected(path: Path, rejected: dict[int, Row]) -> dict[str, int]:
-    """rejected.jsonl, one line a refused clip in the source's order; returns counts by reason."""
-    with replacing(path) as stream:
-        for position in sorted(rejected):
-            stream.write((json.dumps(rejected[position]) + "\n").encode())
-    return dict(sorted(Counter(row["reason"] for row in rejected.values()).items()))
-
-
-def tally(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items())

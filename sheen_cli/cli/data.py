@@ -61,8 +61,8 @@ def prepare(
     Bad clips are named in rejected.jsonl and left out.
     """
     from sheen_cli.backbones import resolve
-    from sheen_cli.prepare import outcome
     from sheen_cli.prepare import prepare as run
+    from sheen_cli.rejects import outcome
 
     given = {
         "dataset": dataset,
